@@ -1,0 +1,1 @@
+"""Base, engine, tenant context, repository."""
