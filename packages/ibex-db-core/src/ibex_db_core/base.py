@@ -1,0 +1,151 @@
+"""The declarative base, the names of constraints, and the mixins that tables are made of."""
+
+from datetime import datetime
+from typing import ClassVar, cast
+from uuid import UUID, uuid4
+
+from sqlalchemy import (
+    CheckConstraint,
+    Column,
+    ForeignKey,
+    ForeignKeyConstraint,
+    MetaData,
+    Text,
+    Uuid,
+    event,
+    func,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import (
+    ColumnProperty,
+    DeclarativeBase,
+    InstrumentedAttribute,
+    Mapped,
+    declared_attr,
+    mapped_column,
+)
+
+from ibex_db_core import validation
+from ibex_db_core.types import Moment
+
+SCHEMA = "ibex_core"
+
+# Postgres's own spelling, so that a name in a log line is the one that a person would guess.
+NAMES = {
+    "pk": "%(table_name)s_pkey",
+    "fk": "%(table_name)s_%(column_0_N_name)s_fkey",
+    "uq": "%(table_name)s_%(column_0_N_name)s_key",
+    "ix": "%(table_name)s_%(column_0_N_name)s_idx",
+    "ck": "%(table_name)s_%(constraint_name)s",
+}
+
+
+class Base(DeclarativeBase):
+    """Root of every ibex model.
+
+    Class attributes that the policies are generated from:
+        __tenant_column__: the column that names the organization; None for a table without tenants.
+        __append_only__: True where rows are never updated or deleted by a service.
+    """
+
+    metadata = MetaData(schema=SCHEMA, naming_convention=NAMES)
+    type_annotation_map: ClassVar = {  # pyright: ignore[reportIncompatibleVariableOverride]
+        str: Text(),
+        UUID: Uuid(),
+        datetime: Moment,
+        dict[str, object]: JSONB(none_as_null=True),
+    }
+    # UPDATE ... RETURNING fetches what the database changed (updated_at): an
+    # expired attribute would be a lazy load, which async code cannot do.
+    __mapper_args__: ClassVar = {"eager_defaults": True}
+
+    __tenant_column__: ClassVar[str | None] = None
+    __append_only__: ClassVar[bool] = False
+
+    @classmethod
+    def __table_cls__(cls, *args: object, **kwargs: object) -> object:
+        """Leave the tenancy facts on the table, where policies, migrations and the doctor find them."""
+        from sqlalchemy import Table
+
+        table = Table(*args, **kwargs)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType, reportUnknownVariableType]
+        table.info["tenant_column"] = cls.__tenant_column__
+        table.info["append_only"] = cls.__append_only__
+        return table
+
+    def __repr__(self) -> str:
+        """Name the row by its key; never by its content, which may be a customer's."""
+        return f"<{type(self).__name__} {self.__dict__.get('id', 'unsaved')}>"
+
+
+@event.listens_for(Base, "attribute_instrument", propagate=True)
+def _check_on_assignment(_cls: type[Base], _key: str, attribute: "InstrumentedAttribute[object]") -> None:
+    """Attach validation.py's check to each mapped column."""
+    prop = attribute.property
+    column = prop.columns[0] if isinstance(prop, ColumnProperty) else None
+    if not isinstance(column, Column):
+        return
+    rule = validation.checker(attribute.key, cast("Column[object]", column))
+
+    @event.listens_for(attribute, "set", retval=True)
+    def _set(_target: object, value: object, _old: object, _initiator: object) -> object:  # pyright: ignore[reportUnusedFunction]
+        return rule(value)
+
+
+class Identified:
+    """A UUID key, made by the client at flush, or by the database for rows of raw SQL."""
+
+    id: Mapped[UUID] = mapped_column(
+        primary_key=True, default=uuid4, server_default=text("gen_random_uuid()"), sort_order=-90
+    )
+
+
+class OrgScoped(Identified):
+    """A row of one organization; its identity is (org_id, id)."""
+
+    __tenant_column__: ClassVar[str | None] = "org_id"
+
+    @declared_attr
+    @classmethod
+    def org_id(cls) -> Mapped[UUID]:
+        """The organization; filled in by a tenant session when left out."""
+        return mapped_column(
+            ForeignKey(f"{SCHEMA}.organizations.id", ondelete="CASCADE"), primary_key=True, sort_order=-100
+        )
+
+
+class Created:
+    """When the row was made."""
+
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now(), sort_order=90)
+
+
+class Timestamped(Created):
+    """created_at, and updated_at that a trigger keeps on every UPDATE, raw SQL included."""
+
+    updated_at: Mapped[datetime] = mapped_column(server_default=func.now(), sort_order=91)
+
+
+class SoftDeleted:
+    """A deleted row stays until it is erased; repositories hide it unless asked."""
+
+    deleted_at: Mapped[datetime | None] = mapped_column(sort_order=95)
+
+
+def parent_key(table: str, column: str, *, optional: bool = False) -> ForeignKeyConstraint:
+    """Point at a parent by (org_id, column).
+
+    A single-column key would let one tenant point at another's row, for
+    foreign-key checks ignore row-level security.  optional: the link is set to
+    NULL when the parent goes, otherwise the child goes with it.
+    """
+    return ForeignKeyConstraint(
+        ["org_id", column],
+        [f"{SCHEMA}.{table}.org_id", f"{SCHEMA}.{table}.id"],
+        ondelete=f"SET NULL ({column})" if optional else "CASCADE",
+    )
+
+
+def json_is_object(column: str) -> CheckConstraint:
+    """Hold a jsonb column to objects."""
+    return CheckConstraint(f"jsonb_typeof({column}) = 'object'", name=f"{column}_is_object")

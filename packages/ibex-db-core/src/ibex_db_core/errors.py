@@ -1,0 +1,228 @@
+"""Every error of ours, one tree; each message says what, why and what to do.
+
+    IbexError
+    ├── ConfigurationError            the service is set up wrongly
+    │   ├── UnsafeRoleError           the login could read past the policies
+    │   ├── EmbeddedPostgresError     the server in the wheel cannot run here
+    │   └── MigrationError            the schema is not where the code expects it
+    ├── TenantError                   work without a tenant, or with a wrong one
+    │   ├── TenantMissingError
+    │   └── TenantMismatchError
+    ├── InvalidInputError             refused before SQL: field, value, rule
+    ├── NotFoundError                 no such row for this tenant
+    ├── ConflictError                 a unique rule (SQLSTATE 23505)
+    ├── ReferenceError_               a foreign key (23503)
+    ├── RuleViolationError            a CHECK or NOT NULL rule (23514, 23502)
+    ├── AccessDeniedError             a policy or a grant (42501)
+    ├── TransientError                the same work may succeed when tried again
+    │   ├── SerializationError        40001
+    │   ├── DeadlockError             40P01
+    │   ├── LockTimeoutError          55P03
+    │   ├── ConnectionLostError       the server or the network went away
+    │   └── PoolExhaustedError        no connection within pool_timeout
+    ├── StatementTimeoutError         57014
+    └── DatabaseError                 anything else the server said
+
+Upper wheels derive theirs from these.  Facts are attributes; the driver's
+exception is chained as ``__cause__``.
+"""
+
+from collections.abc import Mapping
+from uuid import UUID
+
+__all__ = [
+    "AccessDeniedError",
+    "ConfigurationError",
+    "ConflictError",
+    "ConnectionLostError",
+    "DatabaseError",
+    "DeadlockError",
+    "EmbeddedPostgresError",
+    "IbexError",
+    "InvalidInputError",
+    "LockTimeoutError",
+    "MigrationError",
+    "NotFoundError",
+    "PoolExhaustedError",
+    "ReferenceError_",
+    "RuleViolationError",
+    "SerializationError",
+    "StatementTimeoutError",
+    "TenantError",
+    "TenantMismatchError",
+    "TenantMissingError",
+    "TransientError",
+    "UnsafeRoleError",
+]
+
+
+class IbexError(Exception):
+    """Root of every error that ibex-db raises on purpose."""
+
+    def __str__(self) -> str:
+        """Fall back on the class's promise where no message was given."""
+        return super().__str__() or (self.__doc__ or type(self).__name__).splitlines()[0]
+
+
+class ConfigurationError(IbexError):
+    """The database, its URL or its settings cannot be used as they are."""
+
+
+class UnsafeRoleError(ConfigurationError):
+    """The login role could see past row-level security, so tenant work is refused."""
+
+    def __init__(self, role: str, why: str) -> None:
+        self.role = role
+        self.why = why
+        super().__init__(
+            f"login {role!r} is refused for tenant work: it {why}, so row-level security would not hold. "
+            "Connect as a login that is only a member of ibex_app (GRANT ibex_app TO your_login), "
+            "or, for development, pass step_down=True (IBEX_STEP_DOWN=1)"
+        )
+
+    def __reduce__(self) -> tuple[type["UnsafeRoleError"], tuple[str, str]]:
+        """Survive pickling, as errors do on their way out of worker processes."""
+        return type(self), (self.role, self.why)
+
+
+class EmbeddedPostgresError(ConfigurationError):
+    """The embedded Postgres cannot run on this machine."""
+
+
+class MigrationError(ConfigurationError):
+    """The schema is not at a revision that this code can work with."""
+
+
+class TenantError(IbexError):
+    """Work that names no tenant, or the wrong one."""
+
+
+class TenantMissingError(TenantError):
+    """No tenant is known here: open the session with db.tenant(org_id), or pass org_id to the repository."""
+
+
+class TenantMismatchError(TenantError):
+    """An object, id or repository names another organization than its session."""
+
+    def __init__(self, expected: UUID | None, got: object, what: str = "object") -> None:
+        self.expected = expected
+        self.got = got
+        self.what = what
+        super().__init__(
+            f"this {what} belongs to organization {got}, but the session is bound to {expected}; "
+            f"open db.tenant({got!s}) for it: a session serves one organization for life"
+        )
+
+    def __reduce__(self) -> tuple[type["TenantMismatchError"], tuple[UUID | None, object, str]]:
+        """Survive pickling."""
+        return type(self), (self.expected, self.got, self.what)
+
+
+_SHOWN = 80
+
+
+class InvalidInputError(IbexError, ValueError):
+    """Input refused before any SQL: which field, which value, which rule."""
+
+    def __init__(self, field: str, value: object, rule: str, *, index: int | None = None) -> None:
+        self.field = field
+        self.value = value
+        self.rule = rule
+        self.index = index
+        shown = repr(value)
+        if len(shown) > _SHOWN:
+            shown = f"{shown[:_SHOWN]}... ({type(value).__name__})"
+        where = "" if index is None else f"item {index}: "
+        super().__init__(f"{where}{field} {rule}; got {shown}")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Survive pickling."""
+        return _invalid_input, (self.field, self.value, self.rule, self.index)
+
+
+def _invalid_input(field: str, value: object, rule: str, index: int | None) -> InvalidInputError:
+    return InvalidInputError(field, value, rule, index=index)
+
+
+class NotFoundError(IbexError, LookupError):
+    """No such row, as this tenant sees the table."""
+
+    def __init__(self, model: str, key: object) -> None:
+        self.model = model
+        self.key = key
+        super().__init__(f"no {model} {key} in this organization (soft-deleted rows are hidden unless asked for)")
+
+    def __reduce__(self) -> tuple[type["NotFoundError"], tuple[str, object]]:
+        """Survive pickling."""
+        return type(self), (self.model, self.key)
+
+
+class _ServerError(IbexError):
+    """What the server's refusals have in common: the constraint's name and the SQLSTATE."""
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        constraint: str | None = None,
+        table: str | None = None,
+        values: Mapping[str, object] | None = None,
+        sqlstate: str | None = None,
+    ) -> None:
+        self.constraint = constraint
+        self.table = table
+        self.values = dict(values or {})
+        self.sqlstate = sqlstate
+        super().__init__(message)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Survive pickling; keyword-only facts travel in the state."""
+        return type(self), self.args, self.__dict__
+
+
+class ConflictError(_ServerError):
+    """Another row already holds these values of a unique key."""
+
+
+class ReferenceError_(_ServerError):  # noqa: N801 - the builtin ReferenceError means something else
+    """The row points at one that this organization does not have, or is still pointed at."""
+
+
+class RuleViolationError(_ServerError):
+    """A CHECK or NOT NULL rule of the table refused the row."""
+
+
+class AccessDeniedError(_ServerError):
+    """A row-level security policy or a missing grant refused the statement."""
+
+
+class TransientError(_ServerError):
+    """The unit of work was rolled back and may succeed when tried again: see Database.run()."""
+
+
+class SerializationError(TransientError):
+    """A concurrent transaction changed what this one had read."""
+
+
+class DeadlockError(TransientError):
+    """Two transactions waited for each other; this one was chosen to give way."""
+
+
+class LockTimeoutError(TransientError):
+    """A lock was not granted within lock_timeout."""
+
+
+class ConnectionLostError(TransientError):
+    """The connection to the server broke; work that was not committed is gone."""
+
+
+class PoolExhaustedError(TransientError):
+    """No connection came free within pool_timeout: enlarge pool_size, or hold transactions for less time."""
+
+
+class StatementTimeoutError(_ServerError):
+    """The statement was cancelled: it ran longer than statement_timeout, or someone cancelled it."""
+
+
+class DatabaseError(_ServerError):
+    """The server refused the statement for another reason; the cause is chained."""

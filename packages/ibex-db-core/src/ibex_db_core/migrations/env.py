@@ -1,0 +1,22 @@
+"""Alembic's environment: runs on the connection that the runner hands over."""
+
+from alembic import context
+
+from ibex_db_core.base import SCHEMA
+from ibex_db_core.migrations.runner import configure_online, metadata
+
+if context.is_offline_mode():
+    context.configure(
+        dialect_name="postgresql",
+        target_metadata=metadata(),
+        version_table_schema=SCHEMA,
+        literal_binds=True,
+        transaction_per_migration=True,
+    )
+    with context.begin_transaction():
+        context.execute(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}")
+        context.run_migrations()
+else:
+    configure_online(context)
+    with context.begin_transaction():
+        context.run_migrations()

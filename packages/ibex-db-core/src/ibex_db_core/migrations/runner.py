@@ -1,0 +1,239 @@
+"""Run the migrations of every installed wheel, over one connection, under one advisory lock."""
+
+import io
+from collections.abc import Callable, Iterable
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar, cast
+
+from alembic import command
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, MetaData, text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from ibex_db_core.base import SCHEMA, Base
+from ibex_db_core.errors import MigrationError
+
+if TYPE_CHECKING:
+    from alembic.runtime.environment import EnvironmentContext
+
+T = TypeVar("T")
+
+WHEELS_GROUP = "ibex_db.wheels"
+
+# One number for "somebody migrates an ibex_core schema in this database".
+# Session level, since every revision commits on its own.
+_LOCK = 0x1BEC_DB01
+
+
+@dataclass(frozen=True, slots=True)
+class Revision:
+    """One migration of one wheel.
+
+    Attributes:
+        id: the revision's id, for example ``memory_0001``.
+        wheel: its branch label: core, tenancy or memory.
+        message: the first line of its docstring.
+        applied: the database is at it or past it.
+    """
+
+    id: str
+    wheel: str
+    message: str
+    applied: bool
+
+
+def wheels() -> dict[str, str]:
+    """Return the installed wheels, branch label to package name, lower wheels first."""
+    found = {point.name: point.value for point in entry_points(group=WHEELS_GROUP)}
+    order = {"core": 0, "tenancy": 1, "memory": 2}
+    return dict(sorted(found.items(), key=lambda item: (order.get(item[0], len(order)), item[0])))
+
+
+def metadata() -> MetaData:
+    """Return the tables of every installed wheel."""
+    for point in entry_points(group=WHEELS_GROUP):
+        point.load()
+    return Base.metadata
+
+
+def _config(output: io.StringIO | None = None) -> Config:
+    config = Config(output_buffer=output) if output is not None else Config()
+    core = Path(str(files("ibex_db_core") / "migrations"))
+    locations = [Path(str(files(package) / "migrations" / "versions")) for package in wheels().values()]
+    config.set_main_option("script_location", _escaped(core))
+    config.set_main_option("path_separator", "newline")
+    config.set_main_option("version_locations", "\n".join(_escaped(path) for path in locations if path.is_dir()))
+    return config
+
+
+def _escaped(path: Path) -> str:
+    return str(path).replace("%", "%%")  # ConfigParser interpolates
+
+
+def configure_online(context: "EnvironmentContext") -> None:
+    """Tell Alembic about our schema; called from env.py."""
+    connection = cast("Connection", context.config.attributes["connection"])
+    context.configure(connection=connection, transaction_per_migration=True, **_comparison(connection))
+
+
+def _comparison(connection: Connection) -> dict[str, object]:
+    """Return what to compare: our schema only, and partitions through their parent."""
+    partitions = set(
+        connection.scalars(
+            text(
+                "SELECT c.relname FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace "
+                "WHERE n.nspname = :schema AND c.relispartition"
+            ),
+            {"schema": SCHEMA},
+        )
+    )
+    connection.rollback()  # reading began a transaction; Alembic wants to begin its own
+
+    def include(name: str | None, kind: str, _parents: object) -> bool:
+        if kind == "schema":
+            return name == SCHEMA
+        return not (kind == "table" and name in partitions | {"alembic_version"})
+
+    return {
+        "target_metadata": metadata(),
+        "version_table_schema": SCHEMA,
+        "include_schemas": True,
+        "include_name": include,
+        "compare_type": True,
+        "compare_server_default": True,
+    }
+
+
+class Migrator:
+    """Moves one database between revisions.
+
+    Args:
+        engine: connects as a member of ibex_owner (the very first time: as a role
+            that may create roles and the vector extension).
+    """
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+
+    async def upgrade(self, revision: str = "heads") -> list[Revision]:
+        """Bring the schema to a revision, by default to the newest of every installed wheel.
+
+        Idempotent; safe to call from many processes at once: an advisory lock
+        lets one migrate while the others wait and then find nothing to do.
+
+        Returns:
+            the revisions that this call applied, in order.
+
+        Raises:
+            MigrationError: a revision failed; those before it stay applied, its own changes are rolled back.
+        """
+
+        def run(connection: Connection) -> list[Revision]:
+            connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}"))
+            connection.commit()
+            before = _applied(connection)
+            self._command(connection, lambda config: command.upgrade(config, revision))
+            after = _applied(connection)
+            return [step for step in _revisions(after) if step.applied and step.id not in before]
+
+        return await self._locked(run)
+
+    async def downgrade(self, revision: str) -> None:
+        """Take the schema back to a revision, for example ``memory@base``, ``memory@-1`` or ``base``.
+
+        Raises:
+            MigrationError: a step failed and was rolled back.
+        """
+        await self._locked(
+            lambda connection: self._command(connection, lambda config: command.downgrade(config, revision))
+        )
+
+    async def current(self) -> list[Revision]:
+        """Return every revision of the installed wheels, oldest first, each with whether it is applied."""
+        async with self._engine.connect() as connection:
+            return await connection.run_sync(lambda sync: _revisions(_applied(sync)))
+
+    async def check(self) -> list[str]:
+        """Return how the live schema differs from the models; an empty list means it does not."""
+
+        def run(connection: Connection) -> list[str]:
+            context = MigrationContext.configure(connection, opts=_comparison(connection))
+            return [_told(difference) for difference in compare_metadata(context, metadata())]
+
+        async with self._engine.connect() as connection:
+            return await connection.run_sync(run)
+
+    @staticmethod
+    def sql(revision: str = "heads") -> str:
+        """Return the SQL of a full upgrade, without a database."""
+        output = io.StringIO()
+        with redirect_stdout(output):  # Alembic prints to both, by the option
+            command.upgrade(_config(output), revision, sql=True)
+        return output.getvalue()
+
+    async def _locked(self, run: Callable[[Connection], T]) -> T:
+        async with self._engine.connect() as connection:
+            await connection.execute(text(f"SELECT pg_advisory_lock({_LOCK})"))
+            await connection.commit()
+            try:
+                return await connection.run_sync(run)
+            finally:
+                await connection.rollback()
+                await connection.execute(text(f"SELECT pg_advisory_unlock({_LOCK})"))
+                await connection.commit()
+
+    @staticmethod
+    def _command(connection: Connection, run: Callable[[Config], object]) -> None:
+        config = _config()
+        config.attributes["connection"] = connection
+        try:
+            run(config)
+        except Exception as exc:
+            raise MigrationError(f"migration failed and was rolled back: {exc}") from exc
+
+
+def _applied(connection: Connection) -> set[str]:
+    """Return the applied revisions, ancestors included."""
+    context = MigrationContext.configure(connection, opts={"version_table_schema": SCHEMA})
+    heads = context.get_current_heads()
+    connection.rollback()
+    script = ScriptDirectory.from_config(_config())
+    known = [head for head in heads if _known(script, head)]
+    return {
+        step.revision
+        for step in script.revision_map.iterate_revisions(known, "base", implicit_base=True, inclusive=True)
+        if step is not None
+    } if known else set()
+
+
+def _known(script: ScriptDirectory, revision: str) -> bool:
+    return any(step.revision == revision for step in script.walk_revisions())
+
+
+def _revisions(applied: Iterable[str]) -> list[Revision]:
+    script = ScriptDirectory.from_config(_config())
+    order = list(wheels())
+    steps = [
+        Revision(
+            id=step.revision,
+            wheel=next((label for label in order if label in step.branch_labels), "?"),
+            message=step.doc,
+            applied=step.revision in set(applied),
+        )
+        for step in reversed(list(script.walk_revisions()))
+    ]
+    return sorted(steps, key=lambda step: order.index(step.wheel) if step.wheel in order else len(order))
+
+
+def _told(difference: object) -> str:
+    parts = cast("tuple[object, ...]", difference)
+    if isinstance(parts, list):
+        return "; ".join(_told(part) for part in cast("list[object]", parts))
+    return " ".join(str(part) for part in parts)

@@ -1,0 +1,143 @@
+"""Roles, row-level security and grants: the statements that make a table tenant-isolated.
+
+Everything here is SQL text; migrations execute it and the doctor compares a
+live database with it.  Identifiers are our own, never a caller's.
+"""
+
+from collections.abc import Iterable
+
+from sqlalchemy import MetaData, Table
+
+from ibex_db_core.base import SCHEMA
+
+OWNER_ROLE = "ibex_owner"
+APP_ROLE = "ibex_app"
+PLATFORM_ROLE = "ibex_platform"
+SEARCH_ROLE = "ibex_search"
+ROLES = (OWNER_ROLE, APP_ROLE, PLATFORM_ROLE, SEARCH_ROLE)
+
+TENANT_SETTING = "app.current_org_id"
+
+# Bare and inline, on purpose.  A sub-select or a function around it hides the
+# value from the planner (exact search instead of the index, and no partition
+# pruning); without NULLIF, '' (what the setting reads on a connection that has
+# once carried a tenant) would be an error instead of no rows.
+TENANT_EXPRESSION = f"NULLIF(current_setting('{TENANT_SETTING}', true), '')::uuid"
+
+
+def tenant_predicate(column: str) -> str:
+    """Return the one predicate that every tenant policy says."""
+    return f"{column} = {TENANT_EXPRESSION}"
+
+
+def create_roles() -> list[str]:
+    """Make the roles of the cluster, safely when many databases migrate at once.
+
+    A role that exists is left as it is: the doctor, not a migration, judges a
+    role that somebody else made.  Two sessions that race to create one both
+    pass, for the loser's duplicate is caught.
+    """
+    return [
+        f"DO $$ BEGIN "
+        f"IF NOT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = '{role}') THEN "
+        f"CREATE ROLE {role} NOLOGIN NOSUPERUSER NOBYPASSRLS NOCREATEDB NOCREATEROLE; END IF; "
+        f"EXCEPTION WHEN duplicate_object OR unique_violation THEN NULL; END $$"
+        for role in ROLES
+    ]
+
+
+def secure(
+    table: str, *, tenant_column: str = "org_id", append_only: bool = False, touched: bool = True, schema: str = SCHEMA
+) -> list[str]:
+    """Return the statements that isolate one table.
+
+    Args:
+        table: its name, without schema.
+        tenant_column: the column that names the organization.
+        append_only: services may SELECT and INSERT only, and a trigger refuses UPDATE to everyone.
+        touched: the table has updated_at, which a trigger keeps.
+        schema: where the table is.
+    """
+    name = f"{schema}.{table}"
+    mine = tenant_predicate(tenant_column)
+    verbs = "SELECT, INSERT" if append_only else "SELECT, INSERT, UPDATE, DELETE"
+    return [
+        f"ALTER TABLE {name} ENABLE ROW LEVEL SECURITY",
+        f"ALTER TABLE {name} FORCE ROW LEVEL SECURITY",
+        f"CREATE POLICY {table}_tenant ON {name} AS PERMISSIVE FOR ALL TO {APP_ROLE} USING ({mine}) WITH CHECK ({mine})",
+        # The floor: permissive policies are joined by OR, so a second one added
+        # by mistake would open the table; a restrictive one is joined by AND.
+        f"CREATE POLICY {table}_floor ON {name} AS RESTRICTIVE FOR ALL TO {APP_ROLE} USING ({mine}) WITH CHECK ({mine})",
+        f"CREATE POLICY {table}_platform ON {name} AS PERMISSIVE FOR ALL TO {PLATFORM_ROLE} USING (true) WITH CHECK (true)",
+        f"REVOKE ALL ON {name} FROM PUBLIC",
+        f"GRANT {verbs} ON {name} TO {APP_ROLE}, {PLATFORM_ROLE}",
+        trigger(table, append_only=append_only, touched=touched, tenant_column=tenant_column, schema=schema),
+    ]
+
+
+def trigger(table: str, *, append_only: bool, touched: bool, tenant_column: str, schema: str = SCHEMA) -> str:
+    """Return the one BEFORE UPDATE trigger: it keeps updated_at, holds org_id, or refuses the update."""
+    if append_only:
+        function = "refuse_update"
+    elif tenant_column == "org_id":
+        function = "touch_and_keep_org" if touched else "keep_org"
+    else:
+        function = "touch"
+    return (
+        f"CREATE TRIGGER {table}_before_update BEFORE UPDATE ON {schema}.{table} "
+        f"FOR EACH ROW EXECUTE FUNCTION {SCHEMA}.{function}()"
+    )
+
+
+def secure_all(metadata: MetaData) -> list[str]:
+    """Return the statements for every tenant table of a metadata, parents first."""
+    return [statement for table in tenant_tables(metadata) for statement in secure_table(table)]
+
+
+def secure_table(table: Table) -> list[str]:
+    """Return the statements for one mapped table, from the facts that Base leaves in its info."""
+    return secure(
+        table.name,
+        tenant_column=str(table.info["tenant_column"]),
+        append_only=bool(table.info["append_only"]),
+        touched="updated_at" in table.columns,
+        schema=table.schema or SCHEMA,
+    )
+
+
+def tenant_tables(metadata: MetaData) -> Iterable[Table]:
+    """Yield the tables that hold tenants' rows, parents first."""
+    return (table for table in metadata.sorted_tables if table.info.get("tenant_column"))
+
+
+# Trigger functions.  None of them reads a table, so none needs a search_path.
+_KEEP_ORG = """
+    IF NEW.org_id IS DISTINCT FROM OLD.org_id THEN
+        RAISE EXCEPTION 'org_id of % is immutable: a row never changes its organization', TG_TABLE_NAME
+            USING ERRCODE = '42501', TABLE = TG_TABLE_NAME, SCHEMA = TG_TABLE_SCHEMA;
+    END IF;"""
+_TOUCH = """
+    NEW.updated_at := pg_catalog.now();"""
+_REFUSE = """
+    RAISE EXCEPTION '% is append-only: rows are never updated', TG_TABLE_NAME
+        USING ERRCODE = '42501', TABLE = TG_TABLE_NAME, SCHEMA = TG_TABLE_SCHEMA;"""
+
+TRIGGER_FUNCTIONS = {
+    "touch": _TOUCH,
+    "keep_org": _KEEP_ORG,
+    "touch_and_keep_org": _KEEP_ORG + _TOUCH,
+    "refuse_update": _REFUSE,
+}
+
+
+def create_trigger_functions() -> list[str]:
+    """Make the functions that secure()'s triggers call."""
+    return [
+        f"CREATE FUNCTION {SCHEMA}.{name}() RETURNS trigger LANGUAGE plpgsql AS $$\nBEGIN{body}\n    RETURN NEW;\nEND $$"
+        for name, body in TRIGGER_FUNCTIONS.items()
+    ]
+
+
+def drop_trigger_functions() -> list[str]:
+    """Undo create_trigger_functions()."""
+    return [f"DROP FUNCTION {SCHEMA}.{name}()" for name in TRIGGER_FUNCTIONS]

@@ -1,0 +1,130 @@
+"""Column types: vectors that travel in binary, closed sets, moments and JSON objects."""
+
+import math
+import sys
+from array import array
+from collections.abc import Callable, Sequence
+from enum import StrEnum
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
+
+import pgvector
+from pgvector.sqlalchemy import Vector as _PgVector
+from sqlalchemy import DateTime, Dialect, Enum
+from sqlalchemy.dialects.postgresql import JSONB
+
+from ibex_db_core.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    NDArray: TypeAlias = np.ndarray[tuple[int, ...], np.dtype[np.floating]]
+else:
+    NDArray = "numpy.ndarray"
+
+VectorLike: TypeAlias = "Sequence[float] | array[float] | pgvector.Vector | NDArray"
+"""What a vector may be given as: a list, tuple or array of numbers, a numpy array, a pgvector.Vector."""
+
+JsonObject: TypeAlias = dict[str, object]
+"""A JSON object: string keys; values of None, bool, int, float, str, list and dict."""
+
+E = TypeVar("E", bound=StrEnum)
+
+# A flag on the dialect of the engines that we made: only their connections
+# have the binary codec.  A plain engine keeps pgvector's own text format.
+BINARY_VECTORS = "ibex_binary_vectors"
+
+
+def pack_vector(value: VectorLike, *, dim: int | None = None, field: str = "embedding") -> pgvector.Vector:
+    """Check a vector and pack it as float32.
+
+    Args:
+        value: one vector, shape (dim,); need not be normalised.
+        dim: the dimension that the column holds; None accepts any from 1 to 16,000.
+        field: the name that an error should give.
+
+    Raises:
+        InvalidInputError: not numbers, another dimension, NaN or infinity, beyond float32, or all zero.
+    """
+    if isinstance(value, pgvector.Vector):
+        packed = value
+        numbers: Sequence[float] = value.to_list()
+    elif isinstance(value, (str, bytes)):
+        raise InvalidInputError(field, value, "must be a sequence of numbers")
+    else:
+        ndim = getattr(value, "ndim", 1)
+        if ndim != 1:
+            raise InvalidInputError(field, value, f"must have one axis, shape (dim,), not {ndim}")
+        try:
+            floats = array("f", value)
+        except (TypeError, ValueError, OverflowError) as exc:
+            raise InvalidInputError(field, value, "must be a sequence of float32 numbers") from exc
+        numbers = floats
+        packed = _from_array(floats)
+    if dim is not None and len(numbers) != dim:
+        raise InvalidInputError(field, f"{len(numbers)} numbers", f"must have exactly {dim} dimensions")
+    # Sums of float32 cannot overflow a double, so one sum tells whether any is NaN or infinite.
+    if not math.isfinite(sum(numbers)):
+        raise InvalidInputError(field, "NaN or infinity", "must hold finite float32 numbers only")
+    if not any(numbers):
+        raise InvalidInputError(field, "all zeros", "must not be the zero vector: its cosine distance is undefined")
+    return packed
+
+
+def _from_array(floats: "array[float]") -> pgvector.Vector:
+    """Go through the wire format: the only public constructor that takes no Python float for each number."""
+    if sys.byteorder == "little":
+        floats = array("f", floats)
+        floats.byteswap()
+    return pgvector.Vector.from_binary(len(floats).to_bytes(2, "big") + b"\0\0" + floats.tobytes())
+
+
+class Vector(_PgVector):
+    """pgvector's column type, sent and read in binary on our engines.
+
+    Python side: ``list[float]`` when read; any :data:`VectorLike` when written.
+    """
+
+    cache_ok = True
+
+    def bind_processor(self, dialect: Dialect) -> "Callable[[VectorLike | None], object]":
+        """Hand asyncpg's codec a packed vector; text for engines that lack the codec."""
+        binary = getattr(dialect, BINARY_VECTORS, False)
+
+        def process(value: "VectorLike | None") -> object:
+            if value is None:
+                return None
+            packed = pack_vector(value, dim=self.dim)
+            return packed if binary else packed.to_text()
+
+        return process
+
+
+def enum_type(members: type[E]) -> Enum:
+    """A closed set as varchar(32) with a CHECK, giving the enum back when read.
+
+    Not a native enum: its comparison is not leakproof, so under row-level
+    security it never becomes an index condition.
+    """
+    return Enum(
+        members,
+        native_enum=False,
+        length=32,
+        create_constraint=True,
+        name=f"{_snake(members.__name__)}_known",
+        values_callable=_values,
+    )
+
+
+def _values(members: type[StrEnum]) -> list[str]:
+    return [member.value for member in members]
+
+
+def _snake(name: str) -> str:
+    return "".join(f"_{char.lower()}" if char.isupper() and at else char.lower() for at, char in enumerate(name))
+
+
+Moment = DateTime(timezone=True)
+"""A point in time, timestamptz; Python values must be aware."""
+
+Json = JSONB(none_as_null=True)
+"""A JSON object, jsonb."""
