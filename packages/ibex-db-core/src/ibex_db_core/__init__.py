@@ -1,1 +1,86 @@
-"""Base, engine, tenant context, repository."""
+"""What every wheel stands on: base, engine, tenant context, row-level security, repository, errors."""
+
+from ibex_db_core.base import (
+    SCHEMA,
+    Base,
+    Created,
+    Identified,
+    OrgScoped,
+    SoftDeleted,
+    Timestamped,
+)
+from ibex_db_core.database import Database
+from ibex_db_core.engine import EngineSettings
+from ibex_db_core.errors import (
+    AccessDeniedError,
+    CommitUnknownError,
+    ConfigurationError,
+    ConflictError,
+    ConnectionLostError,
+    DatabaseError,
+    DeadlockError,
+    EmbeddedPostgresError,
+    ForeignKeyError,
+    IbexError,
+    InvalidInputError,
+    LockTimeoutError,
+    MigrationError,
+    NotFoundError,
+    PoolExhaustedError,
+    RuleViolationError,
+    SerializationError,
+    StatementTimeoutError,
+    TenantError,
+    TenantMismatchError,
+    TenantMissingError,
+    TransientError,
+    UnsafeRoleError,
+)
+from ibex_db_core.migrations import Migrator, Revision
+from ibex_db_core.pages import Page
+from ibex_db_core.repository import BaseRepository
+from ibex_db_core.tenant import ScopedSession
+from ibex_db_core.types import JsonObject, Vector, VectorLike
+
+__all__ = [
+    "SCHEMA",
+    "AccessDeniedError",
+    "Base",
+    "BaseRepository",
+    "CommitUnknownError",
+    "ConfigurationError",
+    "ConflictError",
+    "ConnectionLostError",
+    "Created",
+    "Database",
+    "DatabaseError",
+    "DeadlockError",
+    "EmbeddedPostgresError",
+    "EngineSettings",
+    "ForeignKeyError",
+    "IbexError",
+    "Identified",
+    "InvalidInputError",
+    "JsonObject",
+    "LockTimeoutError",
+    "MigrationError",
+    "Migrator",
+    "NotFoundError",
+    "OrgScoped",
+    "Page",
+    "PoolExhaustedError",
+    "Revision",
+    "RuleViolationError",
+    "ScopedSession",
+    "SerializationError",
+    "SoftDeleted",
+    "StatementTimeoutError",
+    "TenantError",
+    "TenantMismatchError",
+    "TenantMissingError",
+    "Timestamped",
+    "TransientError",
+    "UnsafeRoleError",
+    "Vector",
+    "VectorLike",
+]

@@ -11,7 +11,7 @@
     ├── InvalidInputError             refused before SQL: field, value, rule
     ├── NotFoundError                 no such row for this tenant
     ├── ConflictError                 a unique rule (SQLSTATE 23505)
-    ├── ReferenceError_               a foreign key (23503)
+    ├── ForeignKeyError               a foreign key (23503)
     ├── RuleViolationError            a CHECK or NOT NULL rule (23514, 23502)
     ├── AccessDeniedError             a policy or a grant (42501)
     ├── TransientError                the same work may succeed when tried again
@@ -20,6 +20,7 @@
     │   ├── LockTimeoutError          55P03
     │   ├── ConnectionLostError       the server or the network went away
     │   └── PoolExhaustedError        no connection within pool_timeout
+    ├── CommitUnknownError            the connection broke during COMMIT
     ├── StatementTimeoutError         57014
     └── DatabaseError                 anything else the server said
 
@@ -32,19 +33,20 @@ from uuid import UUID
 
 __all__ = [
     "AccessDeniedError",
+    "CommitUnknownError",
     "ConfigurationError",
     "ConflictError",
     "ConnectionLostError",
     "DatabaseError",
     "DeadlockError",
     "EmbeddedPostgresError",
+    "ForeignKeyError",
     "IbexError",
     "InvalidInputError",
     "LockTimeoutError",
     "MigrationError",
     "NotFoundError",
     "PoolExhaustedError",
-    "ReferenceError_",
     "RuleViolationError",
     "SerializationError",
     "StatementTimeoutError",
@@ -184,7 +186,7 @@ class ConflictError(_ServerError):
     """Another row already holds these values of a unique key."""
 
 
-class ReferenceError_(_ServerError):  # noqa: N801 - the builtin ReferenceError means something else
+class ForeignKeyError(_ServerError):
     """The row points at one that this organization does not have, or is still pointed at."""
 
 
@@ -218,6 +220,10 @@ class ConnectionLostError(TransientError):
 
 class PoolExhaustedError(TransientError):
     """No connection came free within pool_timeout: enlarge pool_size, or hold transactions for less time."""
+
+
+class CommitUnknownError(_ServerError):
+    """The connection broke during COMMIT: the work may or may not have been done."""
 
 
 class StatementTimeoutError(_ServerError):

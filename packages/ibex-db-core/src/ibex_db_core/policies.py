@@ -60,15 +60,16 @@ def secure(
     """
     name = f"{schema}.{table}"
     mine = tenant_predicate(tenant_column)
+    both = f"USING ({mine}) WITH CHECK ({mine})"
     verbs = "SELECT, INSERT" if append_only else "SELECT, INSERT, UPDATE, DELETE"
     return [
         f"ALTER TABLE {name} ENABLE ROW LEVEL SECURITY",
         f"ALTER TABLE {name} FORCE ROW LEVEL SECURITY",
-        f"CREATE POLICY {table}_tenant ON {name} AS PERMISSIVE FOR ALL TO {APP_ROLE} USING ({mine}) WITH CHECK ({mine})",
+        f"CREATE POLICY {table}_tenant ON {name} AS PERMISSIVE FOR ALL TO {APP_ROLE} {both}",
         # The floor: permissive policies are joined by OR, so a second one added
         # by mistake would open the table; a restrictive one is joined by AND.
-        f"CREATE POLICY {table}_floor ON {name} AS RESTRICTIVE FOR ALL TO {APP_ROLE} USING ({mine}) WITH CHECK ({mine})",
-        f"CREATE POLICY {table}_platform ON {name} AS PERMISSIVE FOR ALL TO {PLATFORM_ROLE} USING (true) WITH CHECK (true)",
+        f"CREATE POLICY {table}_floor ON {name} AS RESTRICTIVE FOR ALL TO {APP_ROLE} {both}",
+        f"CREATE POLICY {table}_platform ON {name} FOR ALL TO {PLATFORM_ROLE} USING (true) WITH CHECK (true)",
         f"REVOKE ALL ON {name} FROM PUBLIC",
         f"GRANT {verbs} ON {name} TO {APP_ROLE}, {PLATFORM_ROLE}",
         trigger(table, append_only=append_only, touched=touched, tenant_column=tenant_column, schema=schema),
@@ -133,7 +134,8 @@ TRIGGER_FUNCTIONS = {
 def create_trigger_functions() -> list[str]:
     """Make the functions that secure()'s triggers call."""
     return [
-        f"CREATE FUNCTION {SCHEMA}.{name}() RETURNS trigger LANGUAGE plpgsql AS $$\nBEGIN{body}\n    RETURN NEW;\nEND $$"
+        f"CREATE FUNCTION {SCHEMA}.{name}() RETURNS trigger LANGUAGE plpgsql AS "
+        f"$$\nBEGIN{body}\n    RETURN NEW;\nEND $$"
         for name, body in TRIGGER_FUNCTIONS.items()
     ]
 

@@ -189,14 +189,14 @@ def json_object(field: str, value: object) -> dict[str, object]:
     """Check a JSON object that Postgres can hold: string keys, finite numbers, no NUL."""
     if not isinstance(value, dict):
         raise InvalidInputError(field, value, "must be a dict (a JSON object)")
-    found = cast("dict[str, object]", value)
+    found = cast("dict[object, object]", value)
+    if not all(isinstance(key, str) for key in found):
+        raise InvalidInputError(field, found, "must have string keys only")
     try:
         encoded = json.dumps(found, allow_nan=False)
         encoded.encode()
     except (TypeError, ValueError, RecursionError) as exc:
-        raise InvalidInputError(field, value, f"must be serialisable as JSON ({exc})") from exc
+        raise InvalidInputError(field, found, f"must be serialisable as JSON ({exc})") from exc
     if "\\u0000" in encoded:
-        raise InvalidInputError(field, value, "must not contain a NUL character, which jsonb cannot hold")
-    if not all(isinstance(key, str) for key in found):
-        raise InvalidInputError(field, value, "must have string keys only")
-    return found
+        raise InvalidInputError(field, found, "must not contain a NUL character, which jsonb cannot hold")
+    return cast("dict[str, object]", found)

@@ -1,9 +1,14 @@
 """Alembic's environment: runs on the connection that the runner hands over."""
 
+from typing import TYPE_CHECKING, cast
+
 from alembic import context
 
 from ibex_db_core.base import SCHEMA
 from ibex_db_core.migrations.runner import configure_online, metadata
+
+if TYPE_CHECKING:
+    from alembic.runtime.environment import EnvironmentContext
 
 if context.is_offline_mode():
     context.configure(
@@ -17,6 +22,6 @@ if context.is_offline_mode():
         context.execute(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}")
         context.run_migrations()
 else:
-    configure_online(context)
+    configure_online(cast("EnvironmentContext", cast("object", context)))
     with context.begin_transaction():
         context.run_migrations()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from importlib.metadata import entry_points
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from alembic import command
 from alembic.autogenerate import compare_metadata
@@ -80,7 +80,7 @@ def _escaped(path: Path) -> str:
 def configure_online(context: "EnvironmentContext") -> None:
     """Tell Alembic about our schema; called from env.py."""
     connection = cast("Connection", context.config.attributes["connection"])
-    context.configure(connection=connection, transaction_per_migration=True, **_comparison(connection))
+    context.configure(connection=connection, transaction_per_migration=True, **cast("Any", _comparison(connection)))
 
 
 def _comparison(connection: Connection) -> dict[str, object]:
@@ -206,11 +206,10 @@ def _applied(connection: Connection) -> set[str]:
     connection.rollback()
     script = ScriptDirectory.from_config(_config())
     known = [head for head in heads if _known(script, head)]
-    return {
-        step.revision
-        for step in script.revision_map.iterate_revisions(known, "base", implicit_base=True, inclusive=True)
-        if step is not None
-    } if known else set()
+    if not known:
+        return set()
+    steps = script.revision_map.iterate_revisions(tuple(known), "base", implicit_base=True, inclusive=True)
+    return {step.revision for step in steps}
 
 
 def _known(script: ScriptDirectory, revision: str) -> bool:

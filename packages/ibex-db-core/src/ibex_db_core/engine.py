@@ -1,0 +1,148 @@
+"""The engine: asyncpg connections that fold BEGIN, read vectors in binary and speak our errors."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, cast
+
+import asyncpg
+import pgvector
+from sqlalchemy import event
+from sqlalchemy.engine.interfaces import DBAPIConnection, ExceptionContext
+from sqlalchemy.exc import DisconnectionError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
+
+from ibex_db_core.tenant import FoldedConnection
+from ibex_db_core.translation import translate
+from ibex_db_core.types import BINARY_VECTORS
+from ibex_db_core.url import Address
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """How connections are pooled and how long work may take.
+
+    Attributes:
+        pool_size: connections kept open.
+        max_overflow: connections beyond these under load, closed again.
+        pool_timeout: seconds to wait for a free one before PoolExhaustedError.
+        pool_recycle: seconds after which a connection is replaced; -1: never.
+        statement_timeout: seconds for one statement; 0: no limit.
+        lock_timeout: seconds to wait for a lock; 0: no limit.
+        idle_timeout: seconds that a transaction may sit idle; 0: no limit.
+        application_name: as pg_stat_activity shows it.
+        statement_cache_size: asyncpg's cache; 0 for PgBouncer in transaction mode.
+        hnsw_ef_search: candidates that a vector index search keeps, 1 to 1000; more is better recall and slower.
+        connect_args: passed to asyncpg.connect as they are.
+    """
+
+    pool_size: int = 10
+    max_overflow: int = 5
+    pool_timeout: float = 10.0
+    pool_recycle: int = 3600
+    statement_timeout: float = 30.0
+    lock_timeout: float = 10.0
+    idle_timeout: float = 60.0
+    application_name: str = "ibex-db"
+    statement_cache_size: int = 100
+    hnsw_ef_search: int = 100
+    connect_args: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    @cached_property
+    def each_transaction(self) -> str:
+        """The SET LOCAL statements that ride in every BEGIN.
+
+        Local rather than per connection, so that they hold behind PgBouncer too.
+        force_custom_plan: a cached generic plan turned a 6 ms search into 130 ms
+        for the life of a connection; custom planning costs about 0.1 ms.
+        """
+        return "; ".join(
+            f"SET LOCAL {name} = {value}"
+            for name, value in {
+                "statement_timeout": round(self.statement_timeout * 1000),
+                "lock_timeout": round(self.lock_timeout * 1000),
+                "idle_in_transaction_session_timeout": round(self.idle_timeout * 1000),
+                "plan_cache_mode": "force_custom_plan",
+                "hnsw.ef_search": self.hnsw_ef_search,
+                "hnsw.iterative_scan": "relaxed_order",
+            }.items()
+        )
+
+    def for_migrations(self) -> "EngineSettings":
+        """One connection and no overflow: a migration is one session's work."""
+        return replace(self, pool_size=1, max_overflow=0)
+
+
+def create_engine(address: Address, settings: EngineSettings) -> AsyncEngine:
+    """Make an engine; nothing is opened yet."""
+
+    async def connect() -> asyncpg.Connection:
+        options: dict[str, Any] = {
+            "timeout": address.timeout,
+            "statement_cache_size": settings.statement_cache_size,
+            "server_settings": {"application_name": settings.application_name},
+            "connection_class": FoldedConnection,
+            **settings.connect_args,
+        }
+        return await asyncpg.connect(address.dsn, **options)
+
+    engine = create_async_engine(
+        address.url,
+        async_creator=connect,
+        pool_size=settings.pool_size,
+        max_overflow=settings.max_overflow,
+        pool_timeout=settings.pool_timeout,
+        pool_recycle=settings.pool_recycle,
+    )
+    setattr(engine.dialect, BINARY_VECTORS, True)
+    event.listen(engine.sync_engine, "connect", _register_vector)
+    event.listen(engine.sync_engine, "checkout", _refuse_broken)
+    event.listen(engine.sync_engine, "handle_error", _translate)
+    return engine
+
+
+def _register_vector(connection: DBAPIConnection, _entry: ConnectionPoolEntry) -> None:
+    run_async = cast("Callable[[Callable[[asyncpg.Connection], object]], None]", getattr(connection, "run_async"))  # noqa: B009
+    run_async(_set_vector_codec)
+
+
+async def _set_vector_codec(connection: asyncpg.Connection) -> None:
+    """Teach a connection pgvector's binary format, in whichever schema the extension is."""
+    schema = await connection.fetchval(
+        "SELECT n.nspname FROM pg_catalog.pg_extension e "
+        "JOIN pg_catalog.pg_namespace n ON n.oid = e.extnamespace WHERE e.extname = 'vector'"
+    )
+    if schema is None:
+        return  # before the first migration
+    await connection.set_type_codec(
+        "vector",
+        schema=schema,
+        encoder=pgvector.Vector.to_binary,
+        decoder=pgvector.Vector.from_binary,
+        format="binary",
+    )
+
+
+def _refuse_broken(connection: DBAPIConnection, _entry: ConnectionPoolEntry, _proxy: PoolProxiedConnection) -> None:
+    """Have the pool replace a connection that the server has closed, or that someone left in a transaction.
+
+    asyncpg knows both without asking, so this costs no round trip, as a ping would.
+    """
+    driver = cast("FoldedConnection", getattr(connection, "driver_connection"))  # noqa: B009
+    driver.disarm()
+    if driver.is_closed() or driver.is_in_transaction():
+        raise DisconnectionError
+
+
+def _translate(context: ExceptionContext) -> None:
+    """Raise our error in place of the driver's; SQLAlchemy chains the cause."""
+    found = context.sqlalchemy_exception or context.original_exception
+    execution = context.execution_context
+    parameters = None
+    compiled = getattr(execution, "compiled_parameters", None)
+    if compiled:
+        parameters = cast("Mapping[str, object]", compiled[0]) if len(compiled) == 1 else None
+    ours = translate(found, parameters)
+    if ours is not None:
+        raise ours

@@ -1,0 +1,111 @@
+"""Keyset pagination: pages that neither skip nor repeat a row while others are written."""
+
+import base64
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from enum import StrEnum
+from typing import Generic, TypeVar, cast
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, and_, or_
+from sqlalchemy.orm import DeclarativeBase
+
+from ibex_db_core import validation
+from ibex_db_core.errors import InvalidInputError
+
+T_co = TypeVar("T_co", covariant=True)
+
+MAX_LIMIT = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Page(Generic[T_co]):
+    """One page of rows.
+
+    Attributes:
+        items: in the order asked for.
+        next_cursor: give it to the next call as ``cursor``; None at the end.
+    """
+
+    items: Sequence[T_co]
+    next_cursor: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """One column of an order; pages need columns that are never NULL."""
+
+    key: str
+    column: ColumnElement[object]
+    descending: bool = False
+
+    @property
+    def clause(self) -> ColumnElement[object]:
+        """The ORDER BY element."""
+        return self.column.desc() if self.descending else self.column.asc()
+
+
+def encode_cursor(order: Sequence[Order], row: object) -> str:
+    """Name a row's place in an order; opaque to callers, valid for that order only."""
+    parts = [_signature(order), *(_to_json(getattr(row, step.key)) for step in order)]
+    return base64.urlsafe_b64encode(json.dumps(parts, separators=(",", ":")).encode()).decode().rstrip("=")
+
+
+def after(order: Sequence[Order], cursor: str, model: type[DeclarativeBase]) -> ColumnElement[bool]:
+    """Return the condition "comes after the cursor's row".
+
+    Raises:
+        InvalidInputError: it is no cursor of this listing.
+    """
+    try:
+        parts = cast("object", json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))))
+    except (ValueError, UnicodeError) as exc:
+        raise InvalidInputError("cursor", cursor, "must be a next_cursor that a page gave") from exc
+    if not isinstance(parts, list) or len(found := cast("list[object]", parts)) != len(order) + 1:
+        raise InvalidInputError("cursor", cursor, "must be a next_cursor of this listing")
+    if found[0] != _signature(order):
+        raise InvalidInputError("cursor", cursor, f"belongs to another order ({found[0]}), not {_signature(order)}")
+    values = [
+        validation.check(model, step.key, _from_json(value)) for step, value in zip(order, found[1:], strict=True)
+    ]
+    # a > x OR (a = x AND b > y) ...: row comparison cannot mix directions.
+    branches: list[ColumnElement[bool]] = []
+    for at, step in enumerate(order):
+        beyond = step.column < values[at] if step.descending else step.column > values[at]
+        same = [order[i].column == values[i] for i in range(at)]
+        branches.append(and_(*same, beyond))
+    return or_(*branches)
+
+
+def limit_of(limit: object) -> int:
+    """Check a page's size, 1 to MAX_LIMIT."""
+    return validation.integer("limit", limit, 1, MAX_LIMIT)
+
+
+def _signature(order: Sequence[Order]) -> str:
+    return ",".join(f"{'-' if step.descending else ''}{step.key}" for step in order)
+
+
+def _to_json(value: object) -> object:
+    if isinstance(value, datetime):
+        return {"t": value.isoformat()}
+    if isinstance(value, Decimal):
+        return {"n": str(value)}
+    if isinstance(value, UUID):
+        return str(value)
+    if isinstance(value, StrEnum):
+        return value.value
+    return value
+
+
+def _from_json(value: object) -> object:
+    if isinstance(value, dict):
+        named = cast("dict[str, str]", value)
+        try:
+            return datetime.fromisoformat(named["t"]) if "t" in named else Decimal(named["n"])
+        except (KeyError, ValueError, ArithmeticError) as exc:
+            raise InvalidInputError("cursor", named, "must be a next_cursor that a page gave") from exc
+    return value

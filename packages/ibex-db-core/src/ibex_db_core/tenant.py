@@ -1,0 +1,271 @@
+"""The tenant: how it rides in BEGIN, the session that is bound to it, the guard for other sessions.
+
+Four lines that must agree before a row is seen: the repository's own filter,
+the session's, the policy that reads ``app.current_org_id``, and the role.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeGuard, TypeVar, cast
+from uuid import UUID
+
+import asyncpg
+from sqlalchemy import Connection, event, inspect, text
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Mapper, ORMExecuteState, Session, SessionTransaction, with_loader_criteria
+
+from ibex_db_core.base import OrgScoped
+from ibex_db_core.errors import TenantError, TenantMismatchError, TenantMissingError
+from ibex_db_core.policies import TENANT_SETTING
+
+O = TypeVar("O")  # noqa: E741 - SQLAlchemy's own name for "an entity"
+
+# Statements that already filter on the organization say so, and are not given the filter twice.
+SCOPED = "ibex_scoped"
+
+
+def set_tenant(org_id: UUID) -> str:
+    """Return the statement that names the tenant.
+
+    SET LOCAL takes no bind parameter; a UUID that we formatted ourselves is
+    safe as a literal, and a literal also reaches the workers of a sharded engine.
+    """
+    return f"SET LOCAL {TENANT_SETTING} = '{UUID(bytes=org_id.bytes)}'"
+
+
+class FoldedConnection(asyncpg.Connection):  # type: ignore[misc]
+    """An asyncpg connection that sends the tenant within BEGIN, in one round trip.
+
+    A session arms it when its transaction begins in SQLAlchemy's eyes; the
+    driver sends BEGIN with the first statement, and the settings go with it.
+    """
+
+    _armed: str | None = None
+
+    def arm(self, settings: str) -> None:
+        """Have the next BEGIN carry these SET LOCAL statements."""
+        self._armed = settings
+
+    def disarm(self) -> None:
+        """Forget settings that no BEGIN has carried."""
+        self._armed = None
+
+    async def execute(self, query: str, *args: object, timeout: float | None = None) -> str:
+        """Run a command; the first BEGIN after arm() carries the settings."""
+        if self._armed is None:
+            return cast("str", await super().execute(query, *args, timeout=timeout))
+        if args or not query.startswith("BEGIN"):
+            raise self._outside_a_transaction()
+        settings, self._armed = self._armed, None
+        try:
+            return cast("str", await super().execute(f"{query} {settings}", timeout=timeout))
+        except Exception:
+            # BEGIN may have worked and a setting failed.  SQLAlchemy takes the
+            # transaction for never begun, so nobody else would end it.
+            if not self.is_closed() and self.is_in_transaction():
+                await super().execute("ROLLBACK")
+            raise
+
+    async def prepare(self, query: str, **options: Any) -> object:
+        """Prepare a statement; refused while the tenant has not been sent."""
+        if self._armed is not None:
+            raise self._outside_a_transaction()
+        return await super().prepare(query, **options)
+
+    def _outside_a_transaction(self) -> TenantError:
+        return TenantError(
+            "this session runs outside a transaction (isolation_level AUTOCOMMIT?): the tenant is a "
+            "transaction-local setting and would vanish, so every query would silently find nothing"
+        )
+
+
+class SyncScopedSession(Session):
+    """The synchronous half of ScopedSession: arms BEGIN, fills org_id in, completes identities."""
+
+    org_id: UUID | None = None
+    settings: str = ""
+
+    def get(self, entity: Any, ident: Any, **options: Any) -> Any:
+        """Load by key; the bare id stands for (org_id, id)."""
+        return super().get(entity, self.identity(entity, ident), **options)
+
+    def get_one(self, entity: Any, ident: Any, **options: Any) -> Any:
+        """Load by key or raise; the bare id stands for (org_id, id)."""
+        return super().get_one(entity, self.identity(entity, ident), **options)
+
+    def identity(self, entity: object, ident: object) -> object:
+        """Complete a bare id with the session's organization.
+
+        Raises:
+            TenantMismatchError: the identity names another organization.
+        """
+        mapper = cast("Mapper[object]", inspect(entity))
+        if getattr(mapper.class_, "__tenant_column__", None) != "org_id":
+            return ident
+        if isinstance(ident, Mapping):
+            named = cast("Mapping[str, object]", ident)
+            org, key = named.get("org_id", self.org_id), named.get("id")
+        elif isinstance(ident, (tuple, list)):
+            org, key = cast("Sequence[object]", ident)
+        else:
+            org, key = self.org_id, ident
+        if org is None:
+            raise TenantMissingError(
+                f"{mapper.class_.__name__} is identified by (org_id, id): give both in a cross-tenant session"
+            )
+        if self.org_id is not None and org != self.org_id:
+            raise TenantMismatchError(self.org_id, org, f"{mapper.class_.__name__} identity")
+        return (org, key)
+
+
+class ScopedSession(AsyncSession):
+    """What db.tenant() and db.platform() give: an AsyncSession that serves one organization for life.
+
+    In a tenant session a new object's org_id is filled in when left out, an
+    object of another organization is refused, ``get(Memory, id)`` takes the
+    bare id, and every transaction (also the next, after commit or rollback)
+    carries the tenant in its first statement.
+    """
+
+    sync_session_class = SyncScopedSession
+
+    @property
+    def org_id(self) -> UUID | None:
+        """The organization; None in a cross-tenant session."""
+        return cast("SyncScopedSession", self.sync_session).org_id
+
+
+def scope(session: ScopedSession, org_id: UUID | None, settings: str) -> None:
+    """Bind a fresh session to an organization, and to what its BEGIN carries.
+
+    Raises:
+        TenantMismatchError: it is bound already; its identity map would hand one tenant's objects to the other.
+    """
+    sync = cast("SyncScopedSession", session.sync_session)
+    if sync.settings:
+        raise TenantMismatchError(sync.org_id, org_id, "binding")
+    sync.org_id = org_id
+    sync.settings = settings
+
+
+@event.listens_for(SyncScopedSession, "after_begin")
+def _arm(session: SyncScopedSession, transaction: SessionTransaction, connection: Connection) -> None:
+    if transaction.nested:
+        return  # a savepoint: its transaction already carries the tenant
+    if not session.settings:
+        raise TenantMissingError
+    driver = connection.connection.driver_connection
+    if not isinstance(driver, FoldedConnection):
+        raise TenantError("a ScopedSession works on the engine of its Database only: use db.tenant(org_id)")
+    driver.arm(session.settings)
+
+
+def _scoped(instance: object) -> TypeGuard[OrgScoped]:
+    return isinstance(instance, OrgScoped)
+
+
+@event.listens_for(SyncScopedSession, "before_attach")
+def _fill_org(session: SyncScopedSession, instance: object) -> None:
+    if session.org_id is None or not _scoped(instance):
+        return
+    found = cast("UUID | None", instance.__dict__.get("org_id"))
+    if found is None and inspect(instance).key is None:
+        instance.org_id = session.org_id
+    elif found is not None and found != session.org_id:
+        raise TenantMismatchError(session.org_id, found, type(instance).__name__)
+
+
+@event.listens_for(SyncScopedSession, "before_flush")
+def _check_orgs(session: SyncScopedSession, _context: object, _instances: object) -> None:
+    if session.org_id is None:
+        return
+    changed = cast("Iterable[object]", (*session.new, *session.dirty))
+    for instance in changed:
+        if _scoped(instance):
+            found = instance.__dict__.get("org_id", session.org_id)
+            if found is None:
+                instance.org_id = session.org_id
+            elif found != session.org_id:
+                raise TenantMismatchError(session.org_id, found, type(instance).__name__)
+
+
+@event.listens_for(SyncScopedSession, "do_orm_execute")
+def _filter_org(state: ORMExecuteState) -> None:
+    """Give the caller's own ORM statements the filter: it prunes partitions, and routes on a sharded engine.
+
+    A help, never the guarantee: Core statements and text() do not pass here.
+    """
+    org_id = cast("SyncScopedSession", state.session).org_id
+    if org_id is None or state.is_column_load or state.is_relationship_load or SCOPED in state.execution_options:
+        return
+    if state.is_select or state.is_update or state.is_delete:
+        state.statement = state.statement.options(
+            with_loader_criteria(OrgScoped, lambda model: model.org_id == org_id, include_aliases=True)
+        )
+
+
+# -- sessions that we did not make
+
+_SET = text(f"SELECT set_config('{TENANT_SETTING}', :org, true)")
+_GUARD = "ibex_guard"
+
+
+class Guard:
+    """Sets the tenant before every statement on an AsyncSession that somebody else made.
+
+    Once for each transaction (on its first connection), and again when a
+    rollback to a savepoint undid it.
+    """
+
+    def __init__(self, session: AsyncSession, org_id: UUID) -> None:
+        self.org_id = org_id
+        self._session = session
+        self._set_in: SessionTransaction | None = None
+        event.listen(session.sync_session, "after_begin", self._after_begin)
+
+    @classmethod
+    def of(cls, session: AsyncSession, org_id: UUID) -> "Guard":
+        """Return the session's one guard.
+
+        Raises:
+            TenantMismatchError: the session already serves another organization.
+        """
+        info = cast("dict[str, object]", session.info)
+        found = info.get(_GUARD)
+        if not isinstance(found, Guard):
+            found = info[_GUARD] = cls(session, org_id)
+        if found.org_id != org_id:
+            raise TenantMismatchError(found.org_id, org_id, "repository")
+        return found
+
+    async def ensure(self) -> None:
+        """Have the tenant set in the current transaction, beginning one where there is none.
+
+        Raises:
+            TenantError: the session runs in AUTOCOMMIT, where the setting would vanish.
+        """
+        await self._session.connection()  # begins, and so calls _after_begin, where nothing has begun yet
+        if not self._holds():
+            await self._session.run_sync(lambda sync: self._set(sync, sync.connection()))
+
+    def _holds(self) -> bool:
+        """Tell whether the transaction that the tenant was set in is still one of those we are inside of."""
+        sync = self._session.sync_session
+        inside = sync.get_nested_transaction() or sync.get_transaction()
+        while inside is not None:
+            if inside is self._set_in:
+                return True
+            inside = inside.parent
+        return False
+
+    def _after_begin(self, session: Session, transaction: SessionTransaction, connection: Connection) -> None:
+        if not (transaction.nested and self._holds()):
+            self._set(session, connection, transaction)
+
+    def _set(self, session: Session, connection: Connection, transaction: SessionTransaction | None = None) -> None:
+        connection.execute(_SET, {"org": str(self.org_id)})
+        if connection.dialect.detect_autocommit_setting(connection.connection.dbapi_connection):  # type: ignore[arg-type]
+            raise TenantError(
+                "this session runs in AUTOCOMMIT: the tenant is a transaction-local setting and would vanish, "
+                "so every query would silently find nothing; use a session with transactions"
+            )
+        self._set_in = transaction or session.get_nested_transaction() or session.get_transaction()

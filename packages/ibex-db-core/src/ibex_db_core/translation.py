@@ -1,0 +1,143 @@
+"""From what the driver says to our errors: by SQLSTATE, then by the constraint's name.
+
+DETAIL is hidden on tables with row-level security, so nothing here reads it;
+the values of a conflict come from the statement's own parameters.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import cast
+
+from sqlalchemy import Column, UniqueConstraint
+from sqlalchemy.exc import DBAPIError, StatementError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.orm.exc import StaleDataError
+from sqlalchemy.sql.elements import ClauseElement
+from sqlalchemy.sql.visitors import iterate
+
+from ibex_db_core.base import Base
+from ibex_db_core.errors import (
+    AccessDeniedError,
+    ConflictError,
+    ConnectionLostError,
+    DatabaseError,
+    DeadlockError,
+    ForeignKeyError,
+    IbexError,
+    InvalidInputError,
+    LockTimeoutError,
+    NotFoundError,
+    PoolExhaustedError,
+    RuleViolationError,
+    SerializationError,
+    StatementTimeoutError,
+)
+
+_Told = type[
+    AccessDeniedError
+    | ConflictError
+    | DatabaseError
+    | DeadlockError
+    | LockTimeoutError
+    | ForeignKeyError
+    | RuleViolationError
+    | SerializationError
+    | StatementTimeoutError
+    | ConnectionLostError
+]
+
+_BY_STATE: dict[str, tuple[_Told, str]] = {
+    "23505": (ConflictError, "change the value, or update the row that has it"),
+    "23503": (ForeignKeyError, "name a row that exists in this organization, or remove what still points here"),
+    "23514": (RuleViolationError, "a CHECK rule refused the row"),
+    "23502": (RuleViolationError, "a required column is missing"),
+    "42501": (AccessDeniedError, "a row-level security policy, a trigger or a missing grant refused it"),
+    "40001": (SerializationError, "run it again: db.run() does"),
+    "40P01": (DeadlockError, "run it again: db.run() does"),
+    "55P03": (LockTimeoutError, "another transaction holds the row: run it again, or raise lock_timeout"),
+    "57014": (StatementTimeoutError, "narrow the statement, or raise statement_timeout"),
+}
+# 08xxx: the connection broke; 57P01..3: the server is going down or coming up; 25P03/25P04: the server
+# ended a transaction that was idle, or ran, for too long; 53300: no free slot on the server.
+_LOST = ("08", "57P", "25P03", "25P04", "53300")
+
+# An index of a partition carries its parent's name and the partition's number.
+_PARTITION = re.compile(r"_p\d+$")
+
+
+def translate(exc: BaseException, parameters: Mapping[str, object] | None = None) -> IbexError | None:
+    """Return our error for a driver's or SQLAlchemy's; None where there is none to give.
+
+    Args:
+        exc: as caught.
+        parameters: of the statement, by column; a conflict quotes them.
+    """
+    if isinstance(exc, IbexError):
+        return exc
+    if isinstance(exc, PoolTimeoutError):
+        return PoolExhaustedError(
+            "no connection came free within pool_timeout: enlarge pool_size, or hold transactions for less time "
+            f"({exc})"
+        )
+    if isinstance(exc, StaleDataError):
+        return NotFoundError("row of this UPDATE or DELETE", "(changed or deleted by another transaction)")
+    if isinstance(exc, StatementError) and isinstance(exc.orig, InvalidInputError):
+        return exc.orig
+    if isinstance(exc, (OSError, TimeoutError)):
+        return ConnectionLostError(f"no connection to the database: {exc or type(exc).__name__}")
+    if isinstance(exc, DBAPIError):
+        return _from_driver(exc, parameters)
+    return None
+
+
+def _from_driver(exc: DBAPIError, parameters: Mapping[str, object] | None) -> IbexError:
+    adapted = exc.orig
+    driver = getattr(adapted, "driver_exception", None) or getattr(adapted, "__cause__", None) or adapted
+    state = cast("str | None", getattr(driver, "sqlstate", None))
+    said = str(driver).splitlines()[0] if str(driver) else type(driver).__name__
+    if exc.connection_invalidated or (state is not None and state.startswith(_LOST)):
+        return ConnectionLostError(f"the connection broke ({said}); what was not committed is gone", sqlstate=state)
+    if state is None:
+        if "connection" in said and ("closed" in said or "lost" in said):
+            return ConnectionLostError(f"the connection broke ({said}); what was not committed is gone")
+        return DatabaseError(said)
+    kind, way_out = _BY_STATE.get(state, (DatabaseError, "see the cause"))
+    constraint = cast("str | None", getattr(driver, "constraint_name", None))
+    table = cast("str | None", getattr(driver, "table_name", None))
+    values: dict[str, object] = {}
+    if constraint is not None:
+        constraint = _PARTITION.sub("", constraint)
+        table = _PARTITION.sub("", table) if table else table
+        if kind is ConflictError and parameters:
+            columns = _columns_of_unique_keys().get(constraint, ())
+            values = {name: parameters[name] for name in columns if name in parameters}
+    shown = ", ".join(f"{name}={value!s}" for name, value in values.items() if name != "org_id")
+    message = f"{said}{f' with {shown}' if shown else ''}; {way_out} [{state}]"
+    return kind(message, constraint=constraint, table=table, values=values, sqlstate=state)
+
+
+@cache
+def _columns_of_unique_keys() -> dict[str, tuple[str, ...]]:
+    found: dict[str, tuple[str, ...]] = {}
+    for table in Base.metadata.tables.values():
+        found[f"{table.name}_pkey"] = tuple(column.name for column in table.primary_key)
+        for index in table.indexes:
+            if index.unique and index.name:
+                found[str(index.name)] = _names(index.expressions)
+        for rule in table.constraints:
+            if isinstance(rule, UniqueConstraint):
+                name = "_".join((table.name, *(column.name for column in rule.columns), "key"))
+                found[str(rule.name) if isinstance(rule.name, str) else name] = tuple(c.name for c in rule.columns)
+    return found
+
+
+def _names(expressions: Sequence[str | ClauseElement]) -> tuple[str, ...]:
+    """Return the columns that an index is made of, those inside lower(...) too."""
+    return tuple(
+        cast("Column[object]", element).name
+        for expression in expressions
+        if not isinstance(expression, str)
+        for element in iterate(expression)
+        if isinstance(element, Column)
+    )
