@@ -16,6 +16,7 @@ from sqlalchemy import (
     Result,
     Select,
     Table,
+    TextClause,
     UniqueConstraint,
     Update,
     delete,
@@ -358,8 +359,12 @@ class BaseRepository(Generic[T]):
         if self._guard is not None:
             await self._guard.ensure()
 
-    async def _execute(self, statement: Executable, parameters: Any = None, **options: object) -> Result[Any]:
+    async def _execute(
+        self, statement: Executable, parameters: Any = None, **options: object
+    ) -> Result[*tuple[Any, ...]]:
         """Run a statement that already names the organization."""
+        if isinstance(statement, TextClause):
+            await self._flush()  # as the session itself does before ORM statements
         await self._ready()
         try:
             return await self._session.execute(statement, parameters, execution_options={SCOPED: True, **options})
