@@ -1,0 +1,147 @@
+"""Tokens, the records."""
+
+from datetime import UTC, datetime
+
+import pytest
+from ibex_db_core.errors import ConflictError, InvalidInputError, RuleViolationError
+from ibex_db_core.tenant import ScopedSession
+from ibex_db_tenancy import (
+    Agent,
+    AgentRepository,
+    Organization,
+    Token,
+    TokenKind,
+    TokenRepository,
+    User,
+    UserRepository,
+)
+from ibex_db_tenancy.tokens import Minted, mint, parse
+from sqlalchemy import select, text
+from sqlalchemy.orm import selectinload
+
+
+def _token(org: Organization, minted: Minted | None = None, **fields: object) -> Token:
+    minted = minted or mint(org.id)
+    return Token(**{"name": "CI", "prefix": minted.prefix, "token_hash": minted.hash, **fields})
+
+
+async def test_what_is_left_out_is_filled_in(session: ScopedSession, org: Organization) -> None:
+    token = await TokenRepository(session).add(_token(org))
+
+    assert (token.kind, token.permissions, token.use_count) == (TokenKind.PERSONAL, 0, 0)
+    assert (token.user_id, token.agent_id, token.expires_at, token.revoked_at) == (None, None, None, None)
+
+
+async def test_the_database_fills_in_the_same_for_raw_sql(session: ScopedSession, org: Organization) -> None:
+    await session.execute(
+        text("INSERT INTO ibex_core.tokens (org_id, name, prefix, token_hash) VALUES (:org, 'CI', 'ibex_', :hash)"),
+        {"org": org.id, "hash": "0" * 64},
+    )
+    raw = (await session.scalars(select(Token))).one()
+
+    assert (raw.kind, raw.permissions, raw.use_count) == (TokenKind.PERSONAL, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("token_hash", "0" * 63),
+        ("token_hash", "G" * 64),
+        ("token_hash", "0" * 65),
+        ("prefix", ""),
+        ("prefix", "x" * 33),
+        ("permissions", -1),
+        ("permissions", 2**63),
+        ("use_count", True),
+        ("kind", "root"),
+        ("expires_at", datetime(2030, 1, 1)),  # noqa: DTZ001 - naive, on purpose
+    ],
+)
+def test_bad_input_is_refused_before_sql(field: str, value: object) -> None:
+    with pytest.raises(InvalidInputError) as caught:
+        Token(**{field: value})
+
+    assert caught.value.field == field
+
+
+async def test_the_database_holds_raw_sql_to_the_same_rules(session: ScopedSession, org: Organization) -> None:
+    await TokenRepository(session).add(_token(org))
+
+    for change, constraint in (
+        ("token_hash = 'abc'", "tokens_token_hash_format"),
+        ("prefix = ''", "tokens_prefix_length"),
+        ("permissions = -1", "tokens_permissions_range"),
+        ("use_count = -1", "tokens_use_count_range"),
+        ("kind = 'root'", "tokens_token_kind_known"),
+        ("revoke_reason = 'leaked'", "tokens_revoked_has_moment"),
+    ):
+        with pytest.raises(RuleViolationError) as caught:
+            async with session.begin_nested():
+                await session.execute(text(f"UPDATE ibex_core.tokens SET {change}"))
+        assert caught.value.constraint == constraint
+
+
+async def test_all_63_permission_bits_can_be_kept(session: ScopedSession, org: Organization) -> None:
+    token = await TokenRepository(session).add(_token(org, permissions=2**63 - 1))
+    await session.refresh(token)
+
+    assert token.permissions == 2**63 - 1
+
+
+async def test_a_minted_token_is_found_by_what_its_plaintext_says(session: ScopedSession, org: Organization) -> None:
+    tokens = TokenRepository(session)
+    minted = mint(org.id)
+    token = await tokens.add(_token(org, minted))
+
+    parsed = parse(minted.plaintext)
+
+    assert parsed.org_id == org.id
+    assert await tokens.by_hash(parsed.hash) is token
+    assert await tokens.by_hash(mint(org.id).hash) is None
+
+
+async def test_a_hash_is_unique_in_its_organization(session: ScopedSession, org: Organization) -> None:
+    minted = mint(org.id)
+    await TokenRepository(session).add(_token(org, minted))
+
+    with pytest.raises(ConflictError) as caught:
+        async with session.begin_nested():
+            await TokenRepository(session).add(_token(org, minted))
+
+    assert caught.value.constraint == "tokens_org_id_token_hash_key"
+
+
+async def test_tokens_go_with_the_user_and_the_agent_that_they_speak_for(
+    session: ScopedSession, org: Organization
+) -> None:
+    tokens, users, agents = TokenRepository(session), UserRepository(session), AgentRepository(session)
+    ann = await users.add(User(email="ann@acme.example", name="Ann"))
+    bob = await users.add(User(email="bob@acme.example", name="Bob"))
+    bot = await agents.add(Agent(name="Bot", slug="bot"))
+    hers = await tokens.add(_token(org, user_id=ann.id))
+    its = await tokens.add(_token(org, agent_id=bot.id, kind=TokenKind.SERVICE))
+    kept = await tokens.add(_token(org, revoked_at=datetime.now(UTC), revoked_by=ann.id, user_id=bob.id))
+
+    assert await tokens.of_user(ann.id) == [hers]
+    assert await tokens.of_agent(bot.id) == [its]
+    await users.erase(ann.id)
+    await agents.erase(bot.id)
+    session.expunge_all()
+
+    left = (await tokens.list()).items
+    assert [token.id for token in left] == [kept.id]
+    assert left[0].revoked_by is None
+
+
+async def test_user_agent_and_revoker_are_three_relationships(session: ScopedSession, org: Organization) -> None:
+    ann, bob = User(email="ann@acme.example", name="Ann"), User(email="bob@acme.example", name="Bob")
+    token = _token(org, revoked_at=datetime.now(UTC), user=ann, revoker=bob, agent=Agent(name="Bot", slug="bot"))
+    await TokenRepository(session).add(token)
+    session.expunge_all()
+
+    options = [selectinload(link) for link in (Token.user, Token.revoker, Token.agent, Token.organization)]
+    found = await TokenRepository(session).get(token.id, options=options)
+
+    assert (found.user and found.user.name, found.revoker and found.revoker.name) == ("Ann", "Bob")
+    assert found.agent is not None
+    assert found.organization.id == org.id
