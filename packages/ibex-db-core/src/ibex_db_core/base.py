@@ -1,7 +1,7 @@
 """The declarative base, the names of constraints, and the mixins that tables are made of."""
 
 from datetime import datetime
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 from uuid import UUID, uuid4
 
 from sqlalchemy import (
@@ -10,6 +10,7 @@ from sqlalchemy import (
     ForeignKey,
     ForeignKeyConstraint,
     MetaData,
+    Table,
     Text,
     Uuid,
     event,
@@ -50,7 +51,7 @@ class Base(DeclarativeBase):
     """
 
     metadata = MetaData(schema=SCHEMA, naming_convention=NAMES)
-    type_annotation_map: ClassVar = {  # pyright: ignore[reportIncompatibleVariableOverride]
+    type_annotation_map = {  # noqa: RUF012 - SQLAlchemy declares it as an instance variable
         str: Text(),
         UUID: Uuid(),
         datetime: Moment,
@@ -58,17 +59,15 @@ class Base(DeclarativeBase):
     }
     # UPDATE ... RETURNING fetches what the database changed (updated_at): an
     # expired attribute would be a lazy load, which async code cannot do.
-    __mapper_args__: ClassVar = {"eager_defaults": True}
+    __mapper_args__ = {"eager_defaults": True}  # noqa: RUF012 - as type_annotation_map
 
     __tenant_column__: ClassVar[str | None] = None
     __append_only__: ClassVar[bool] = False
 
     @classmethod
-    def __table_cls__(cls, *args: object, **kwargs: object) -> object:
+    def __table_cls__(cls, *args: Any, **kwargs: Any) -> Table:
         """Leave the tenancy facts on the table, where policies, migrations and the doctor find them."""
-        from sqlalchemy import Table
-
-        table = Table(*args, **kwargs)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType, reportUnknownVariableType]
+        table: Table = Table(*args, **kwargs)
         table.info["tenant_column"] = cls.__tenant_column__
         table.info["append_only"] = cls.__append_only__
         return table

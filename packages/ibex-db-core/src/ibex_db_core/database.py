@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from types import TracebackType
@@ -180,7 +180,7 @@ class Database:
         return self._transaction(self.session_factory(org_id, read_only=read_only))
 
     @asynccontextmanager
-    async def platform(self, *, reason: str) -> AsyncIterator[ScopedSession]:
+    async def platform(self, *, reason: str) -> AsyncGenerator[ScopedSession]:
         """Give one transaction across all organizations, under the role ibex_platform: sign-up, sweepers, support.
 
         Logged with its reason to the logger ``ibex_db.platform``, at WARNING.
@@ -237,7 +237,7 @@ class Database:
         raise AssertionError("stamina re-raises the last failure")  # pragma: no cover
 
     @asynccontextmanager
-    async def _transaction(self, session: ScopedSession) -> AsyncIterator[ScopedSession]:
+    async def _transaction(self, session: ScopedSession) -> AsyncGenerator[ScopedSession]:
         await self._ready()
         async with session:
             try:
@@ -294,7 +294,7 @@ class Database:
         return applied
 
     @asynccontextmanager
-    async def migrator(self) -> AsyncIterator[Migrator]:
+    async def migrator(self) -> AsyncGenerator[Migrator]:
         """Give the migrations of the installed wheels, on a connection of the owner's login."""
         await self.open()
         engine = create_engine(self._owner_url or self._url, self._settings.for_migrations())

@@ -32,7 +32,7 @@ def set_tenant(org_id: UUID) -> str:
     return f"SET LOCAL {TENANT_SETTING} = '{UUID(bytes=org_id.bytes)}'"
 
 
-class FoldedConnection(asyncpg.Connection):  # type: ignore[misc]
+class FoldedConnection(asyncpg.Connection):
     """An asyncpg connection that sends the tenant within BEGIN, in one round trip.
 
     A session arms it when its transaction begins in SQLAlchemy's eyes; the
@@ -52,12 +52,12 @@ class FoldedConnection(asyncpg.Connection):  # type: ignore[misc]
     async def execute(self, query: str, *args: object, timeout: float | None = None) -> str:
         """Run a command; the first BEGIN after arm() carries the settings."""
         if self._armed is None:
-            return cast("str", await super().execute(query, *args, timeout=timeout))
+            return await super().execute(query, *args, timeout=timeout)
         if args or not query.startswith("BEGIN"):
             raise self._outside_a_transaction()
         settings, self._armed = self._armed, None
         try:
-            return cast("str", await super().execute(f"{query} {settings}", timeout=timeout))
+            return await super().execute(f"{query} {settings}", timeout=timeout)
         except Exception:
             # BEGIN may have worked and a setting failed.  SQLAlchemy takes the
             # transaction for never begun, so nobody else would end it.
@@ -65,7 +65,7 @@ class FoldedConnection(asyncpg.Connection):  # type: ignore[misc]
                 await super().execute("ROLLBACK")
             raise
 
-    async def prepare(self, query: str, **options: Any) -> object:
+    async def prepare(self, query: str, **options: Any) -> Any:
         """Prepare a statement; refused while the tenant has not been sent."""
         if self._armed is not None:
             raise self._outside_a_transaction()

@@ -85,7 +85,7 @@ def translate(exc: BaseException, parameters: Mapping[str, object] | None = None
     if isinstance(exc, StatementError) and isinstance(exc.orig, InvalidInputError):
         return exc.orig
     if isinstance(exc, (OSError, TimeoutError)):
-        return ConnectionLostError(f"no connection to the database: {exc or type(exc).__name__}")
+        return ConnectionLostError(f"no connection to the database: {str(exc) or type(exc).__name__}")
     if isinstance(exc, DBAPIError):
         return _from_driver(exc, parameters)
     return None

@@ -1,7 +1,7 @@
 """Run the migrations of every installed wheel, over one connection, under one advisory lock."""
 
 import io
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from importlib.metadata import entry_points
@@ -85,21 +85,32 @@ def configure_online(context: "EnvironmentContext") -> None:
 
 def _comparison(connection: Connection) -> dict[str, object]:
     """Return what to compare: our schema only, and partitions through their parent."""
-    partitions = set(
+    of_schema = "JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = :schema"
+    skipped = set(
         connection.scalars(
+            text(f"SELECT c.relname FROM pg_catalog.pg_class c {of_schema} AND c.relispartition"), {"schema": SCHEMA}
+        )
+    ) | {"alembic_version"}
+    # A key to a partitioned table stands in the catalog once more for each of
+    # its partitions; those copies name the declared one as their parent.
+    copies = {
+        (table, constraint)
+        for table, constraint in connection.execute(
             text(
-                "SELECT c.relname FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace "
-                "WHERE n.nspname = :schema AND c.relispartition"
+                "SELECT c.relname, k.conname FROM pg_catalog.pg_constraint k "
+                f"JOIN pg_catalog.pg_class c ON c.oid = k.conrelid {of_schema} AND k.conparentid <> 0"
             ),
             {"schema": SCHEMA},
         )
-    )
+    }
     connection.rollback()  # reading began a transaction; Alembic wants to begin its own
 
-    def include(name: str | None, kind: str, _parents: object) -> bool:
+    def include(name: str | None, kind: str, parents: Mapping[str, str | None]) -> bool:
         if kind == "schema":
             return name == SCHEMA
-        return not (kind == "table" and name in partitions | {"alembic_version"})
+        if kind == "foreign_key_constraint":
+            return (parents["table_name"], name) not in copies
+        return not (kind == "table" and name in skipped)
 
     return {
         "target_metadata": metadata(),

@@ -1,0 +1,36 @@
+"""Sessions, checkpoints, memories and what hangs on them."""
+
+import ibex_db_tenancy  # noqa: F401  # pyright: ignore[reportUnusedImport] - parents of these tables
+
+from ibex_db_memory.models.checkpoint import Checkpoint
+from ibex_db_memory.models.enums import (
+    SESSION_STEPS,
+    MemoryCategory,
+    MemorySource,
+    MemoryStatus,
+    RelationshipType,
+    SessionStatus,
+    VersionOperation,
+)
+from ibex_db_memory.models.memory import EMBEDDING_DIMENSIONS, Memory
+from ibex_db_memory.models.memory_relationship import MemoryRelationship
+from ibex_db_memory.models.memory_tag import MemoryTag
+from ibex_db_memory.models.memory_version import MemoryVersion
+from ibex_db_memory.models.session import Session
+
+__all__ = [
+    "EMBEDDING_DIMENSIONS",
+    "SESSION_STEPS",
+    "Checkpoint",
+    "Memory",
+    "MemoryCategory",
+    "MemoryRelationship",
+    "MemorySource",
+    "MemoryStatus",
+    "MemoryTag",
+    "MemoryVersion",
+    "RelationshipType",
+    "Session",
+    "SessionStatus",
+    "VersionOperation",
+]

@@ -1,0 +1,185 @@
+"""Memory: one statement that an agent keeps."""
+
+from datetime import datetime
+from decimal import Decimal
+from typing import TYPE_CHECKING, cast
+from uuid import UUID
+
+from ibex_db_core.base import Base, OrgScoped, SoftDeleted, Timestamped, json_is_object, parent_key
+from ibex_db_core.errors import InvalidInputError
+from ibex_db_core.types import JsonObject, Vector, enum_type
+from sqlalchemy import CheckConstraint, Computed, Index, Numeric, String, event, func, inspect, text
+from sqlalchemy.dialects.postgresql import TSVECTOR
+from sqlalchemy.engine.default import DefaultExecutionContext
+from sqlalchemy.orm import Mapped, mapped_column, relationship
+
+from ibex_db_memory.content import MAX_CONTENT_LENGTH, MIN_CONTENT_LENGTH, content_hash
+from ibex_db_memory.models.enums import MemoryCategory, MemorySource, MemoryStatus
+
+if TYPE_CHECKING:
+    from ibex_db_tenancy import Agent
+
+    from ibex_db_memory.models.memory_tag import MemoryTag
+    from ibex_db_memory.models.memory_version import MemoryVersion
+    from ibex_db_memory.models.session import Session
+
+EMBEDDING_DIMENSIONS = 384
+"""Numbers in an embedding: what all-MiniLM-L6-v2 and its kin make."""
+
+_UNIT = {"range": (0, 1)}
+
+
+def _hash_of_inserted(context: DefaultExecutionContext) -> str:
+    """Hash the content of a row that a Core INSERT brings without a hash."""
+    return content_hash(cast("str", context.get_current_parameters()["content"]))  # type: ignore[no-untyped-call]
+
+
+class Memory(OrgScoped, SoftDeleted, Timestamped, Base):
+    """One statement that an agent keeps, its vector and its standing.
+
+    The table is partitioned by HASH (org_id).  The database itself writes a
+    MemoryVersion on every insert and on every change of content, category,
+    status, confidence or metadata.
+
+    Attributes:
+        content: 1 to 8192 characters; setting it sets content_hash.
+        content_hash: SHA-256 of the normalised content (see ibex_db_memory.content); never set by hand.
+        embedding: one vector, shape (384,), float32, need not be normalised; read only when
+            asked for, with ``undefer(Memory.embedding)``.
+        embedding_model: which model made the vector; vectors of two models do not compare.
+        confidence: how sure the source is, in [0, 1], three decimals.
+        usefulness_score: what feedback says of it, in [0, 1], three decimals.
+        valid_from, valid_until: when the statement holds in the world, half-open: [from, until).
+        expires_at: when expire_due() may take it; searches hide it from then on.
+        metadata_: column ``metadata``; assign a new dict to change it, edits in place go unseen.
+        tags: load with ``selectinload(Memory.tags)``.
+        versions: by version_num, oldest first; load with ``selectinload(Memory.versions)``.
+    """
+
+    __tablename__ = "memories"
+
+    agent_id: Mapped[UUID]
+    session_id: Mapped[UUID | None]
+    content: Mapped[str] = mapped_column(info={"length": (MIN_CONTENT_LENGTH, MAX_CONTENT_LENGTH)})
+    content_hash: Mapped[str] = mapped_column(String(64), default=_hash_of_inserted)
+    embedding: Mapped[list[float] | None] = mapped_column(
+        Vector(EMBEDDING_DIMENSIONS), deferred=True, deferred_raiseload=True
+    )
+    embedding_model: Mapped[str | None] = mapped_column(info={"length": (1, 255)})
+    category: Mapped[MemoryCategory] = mapped_column(enum_type(MemoryCategory))
+    source: Mapped[MemorySource] = mapped_column(
+        enum_type(MemorySource), default=MemorySource.EXTRACTED, server_default="extracted"
+    )
+    status: Mapped[MemoryStatus] = mapped_column(
+        enum_type(MemoryStatus), default=MemoryStatus.ACTIVE, server_default="active"
+    )
+    confidence: Mapped[Decimal] = mapped_column(
+        Numeric(4, 3), default=Decimal("0.800"), server_default=text("0.800"), info=_UNIT
+    )
+    usefulness_score: Mapped[Decimal] = mapped_column(
+        Numeric(4, 3), default=Decimal("0.500"), server_default=text("0.500"), info=_UNIT
+    )
+    retrieval_count: Mapped[int] = mapped_column(default=0, server_default=text("0"), info={"range": (0, 2**31 - 1)})
+    last_retrieved_at: Mapped[datetime | None]
+    last_injected_at: Mapped[datetime | None]
+    superseded_by: Mapped[UUID | None]
+    merged_into: Mapped[UUID | None]
+    valid_from: Mapped[datetime] = mapped_column(server_default=func.now())
+    valid_until: Mapped[datetime | None]
+    expires_at: Mapped[datetime | None]
+    metadata_: Mapped[JsonObject] = mapped_column("metadata", default=dict, server_default=text("'{}'::jsonb"))
+    search_vector: Mapped[str] = mapped_column(
+        TSVECTOR,
+        Computed("to_tsvector('english'::regconfig, content)", persisted=True),
+        deferred=True,
+        deferred_raiseload=True,
+    )
+
+    # This one owns org_id: a memory that is attached to an agent gets its
+    # organization from it. The next marks its own column only.
+    agent: Mapped["Agent"] = relationship("Agent", lazy="raise")
+    session: Mapped["Session | None"] = relationship(
+        primaryjoin="and_(Memory.org_id == Session.org_id, foreign(Memory.session_id) == Session.id)",
+        lazy="raise",
+    )
+    tags: Mapped[list["MemoryTag"]] = relationship(
+        back_populates="memory",
+        order_by="MemoryTag.tag",
+        lazy="raise",
+        cascade="all, delete-orphan",
+        passive_deletes=True,
+    )
+    versions: Mapped[list["MemoryVersion"]] = relationship(
+        order_by="MemoryVersion.version_num",
+        lazy="raise",
+        viewonly=True,  # the database writes them
+    )
+
+    __table_args__ = (
+        parent_key("agents", "agent_id"),
+        parent_key("sessions", "session_id", optional=True),
+        parent_key("memories", "superseded_by", optional=True),
+        parent_key("memories", "merged_into", optional=True),
+        CheckConstraint(r"content ~ '\S'", name="content_not_empty"),
+        CheckConstraint(f"char_length(content) <= {MAX_CONTENT_LENGTH}", name="content_max_length"),
+        CheckConstraint("content_hash ~ '^[0-9a-f]{64}$'", name="content_hash_format"),
+        CheckConstraint("char_length(embedding_model) BETWEEN 1 AND 255", name="embedding_model_length"),
+        CheckConstraint("confidence >= 0 AND confidence <= 1", name="confidence_range"),
+        CheckConstraint("usefulness_score >= 0 AND usefulness_score <= 1", name="usefulness_score_range"),
+        CheckConstraint("retrieval_count >= 0", name="retrieval_count_range"),
+        CheckConstraint("superseded_by <> id", name="not_superseded_by_itself"),
+        CheckConstraint("merged_into <> id", name="not_merged_into_itself"),
+        CheckConstraint("valid_from < valid_until", name="valid_from_before_until"),
+        json_is_object("metadata"),
+        # MemoryRepository.remember: the arbiter of "known already".
+        Index(
+            "memories_content_hash_org",
+            "org_id",
+            "agent_id",
+            "content_hash",
+            unique=True,
+            postgresql_where=text("status = 'active' AND deleted_at IS NULL"),
+        ),
+        # MemoryRepository.search and hot in small scopes (the exact path), and
+        # the cascade when an agent is erased.
+        Index("memories_agent_id_idx", "org_id", "agent_id"),
+        # MemoryRepository.search in large scopes. pgvector's default of 64 for
+        # ef_construction left whole topics unreachable at any ef_search.
+        Index(
+            "memories_embedding_hnsw",
+            "embedding",
+            postgresql_using="hnsw",
+            postgresql_with={"m": 16, "ef_construction": 200},
+            postgresql_ops={"embedding": "vector_cosine_ops"},
+        ),
+        # MemoryRepository.expire_due.
+        Index("memories_expires_at_idx", "org_id", "expires_at", postgresql_where=text("expires_at IS NOT NULL")),
+        # MemoryRepository.search(session_id=...), and SET NULL when a session is erased.
+        Index("memories_session_id_idx", "org_id", "session_id", postgresql_where=text("session_id IS NOT NULL")),
+        # MemoryRepository.current and history walk these backwards; SET NULL when the successor is erased.
+        Index(
+            "memories_superseded_by_idx", "org_id", "superseded_by", postgresql_where=text("superseded_by IS NOT NULL")
+        ),
+        Index("memories_merged_into_idx", "org_id", "merged_into", postgresql_where=text("merged_into IS NOT NULL")),
+        # No index on retrieval_count, last_retrieved_at, last_injected_at,
+        # usefulness_score or updated_at: one would end HOT updates, and each
+        # bump would enter the vector index anew (50-80 ms a search, measured).
+        {"postgresql_partition_by": "HASH (org_id)"},
+    )
+
+
+@event.listens_for(Memory.content, "set")
+def _follow_content(target: Memory, value: object, _old: object, _initiator: object) -> None:  # pyright: ignore[reportUnusedFunction]
+    """Keep content_hash in step with content."""
+    target.content_hash = content_hash(cast("str", value))
+
+
+@event.listens_for(Memory, "before_insert")
+@event.listens_for(Memory, "before_update")
+def _refuse_foreign_hash(_mapper: object, _connection: object, target: Memory) -> None:  # pyright: ignore[reportUnusedFunction]
+    """Refuse a hash that was set by hand and is not the content's."""
+    state = inspect(target)
+    if not state.attrs.content_hash.history.has_changes() or "content" not in state.dict:
+        return
+    if target.content_hash != content_hash(target.content):
+        raise InvalidInputError("content_hash", target.content_hash, "is made from content: leave it out")
