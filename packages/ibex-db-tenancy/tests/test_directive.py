@@ -1,7 +1,7 @@
 """Directives and their versions."""
 
 import hashlib
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import pytest
 from ibex_db_core.errors import ConflictError, InvalidInputError, RuleViolationError
@@ -165,21 +165,20 @@ async def test_versions_come_oldest_first_and_the_active_one_on_its_own(session:
     )
     session.expunge_all()
 
-    for load in (joinedload, selectinload):
-        found = await _loaded(directives, directive.id, load)
-        assert [version.version_number for version in found.versions] == [1, 2, 3]
-        assert found.active_version is found.versions[1]
-        session.expunge_all()
+    options = [selectinload(Directive.versions), joinedload(Directive.active_version)]
+    found = await directives.get(directive.id, options=options)
+
+    assert [version.version_number for version in found.versions] == [1, 2, 3]
+    assert found.active_version is found.versions[1]
     assert [version.version_number for version in await directives.history(directive.id)] == [1, 2, 3]
+    assert await directives.active_version(directive.id) is found.active_version
+
+
+async def test_an_unknown_directive_has_no_history(session: ScopedSession) -> None:
+    directives = DirectiveRepository(session)
+
     assert await directives.history(uuid4()) == []
     assert await directives.active_version(uuid4()) is None
-
-
-async def _loaded(directives: DirectiveRepository, ident: UUID, load: object) -> Directive:
-    options = [selectinload(Directive.versions), joinedload(Directive.active_version)]
-    if load is joinedload:
-        options = [selectinload(Directive.versions), selectinload(Directive.active_version)]
-    return await directives.get(ident, options=options)
 
 
 async def test_a_version_knows_its_parent_and_its_author(session: ScopedSession) -> None:

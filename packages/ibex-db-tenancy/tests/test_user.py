@@ -89,6 +89,15 @@ async def test_by_email_ignores_case_and_finds_nobody_else(session: ScopedSessio
         await users.by_email("no address")
 
 
+async def test_upsert_by_address_changes_the_live_user(session: ScopedSession) -> None:
+    users = UserRepository(session)
+    ann = await users.add(User(email="ann@acme.example", name="Ann"))
+
+    same = await users.upsert(User(email="ANN@acme.example", name="Anna"), on="users_org_id_email_lower_live")
+
+    assert (same.id, same.name, same.email, same.email_lower) == (ann.id, "Anna", "ANN@acme.example", ann.email_lower)
+
+
 async def test_by_email_needs_an_organization(ibex_db: Database) -> None:
     async with ibex_db.platform(reason="test") as session:
         with pytest.raises(TenantMissingError):
