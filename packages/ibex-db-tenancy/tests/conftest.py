@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 
 import pytest_asyncio
+
 from ibex_db_core.database import Database
 from ibex_db_core.tenant import ScopedSession
 from ibex_db_tenancy import Organization

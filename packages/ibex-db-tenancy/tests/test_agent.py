@@ -3,6 +3,9 @@
 from uuid import uuid4
 
 import pytest
+from sqlalchemy import select, text
+from sqlalchemy.orm import joinedload, selectinload
+
 from ibex_db_core.database import Database
 from ibex_db_core.errors import ConflictError, ForeignKeyError, InvalidInputError, RuleViolationError
 from ibex_db_core.tenant import ScopedSession
@@ -16,8 +19,6 @@ from ibex_db_tenancy import (
     User,
     UserRepository,
 )
-from sqlalchemy import select, text
-from sqlalchemy.orm import joinedload, selectinload
 
 
 async def test_what_is_left_out_is_filled_in(session: ScopedSession, org: Organization) -> None:

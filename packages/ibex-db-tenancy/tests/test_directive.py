@@ -4,6 +4,9 @@ import hashlib
 from uuid import uuid4
 
 import pytest
+from sqlalchemy import text
+from sqlalchemy.orm import joinedload, selectinload
+
 from ibex_db_core.errors import ConflictError, InvalidInputError, RuleViolationError
 from ibex_db_core.tenant import ScopedSession
 from ibex_db_tenancy import (
@@ -15,8 +18,6 @@ from ibex_db_tenancy import (
     User,
     UserRepository,
 )
-from sqlalchemy import text
-from sqlalchemy.orm import joinedload, selectinload
 
 
 async def _directive(session: ScopedSession, *contents: str) -> Directive:

@@ -1,8 +1,9 @@
 """What the wheel exports."""
 
+from sqlalchemy.orm import configure_mappers
+
 import ibex_db_tenancy
 from ibex_db_core.base import Base
-from sqlalchemy.orm import configure_mappers
 
 
 def test_all_is_sorted_and_true() -> None:

@@ -2,13 +2,14 @@
 
 from uuid import uuid4
 
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
 from ibex_db_core.base import Base
 from ibex_db_core.database import Database
 from ibex_db_core.migrations import metadata
 from ibex_db_core.provisioning import Cluster
 from ibex_db_core.testing import TestDatabase
-from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 TABLES = ["organizations", "users", "directives", "directive_versions", "agents", "tokens"]
 

@@ -1,6 +1,9 @@
 """Organizations."""
 
 import pytest
+from sqlalchemy import select, text
+from sqlalchemy.orm import selectinload
+
 from ibex_db_core.database import Database
 from ibex_db_core.errors import AccessDeniedError, ConflictError, InvalidInputError, RuleViolationError
 from ibex_db_core.tenant import ScopedSession
@@ -12,8 +15,6 @@ from ibex_db_tenancy import (
     OrganizationTier,
     User,
 )
-from sqlalchemy import select, text
-from sqlalchemy.orm import selectinload
 
 
 async def test_what_is_left_out_is_filled_in(org: Organization) -> None:

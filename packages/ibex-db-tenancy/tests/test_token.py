@@ -1,9 +1,22 @@
 """Tokens, the records."""
 
-from datetime import UTC, datetime
+import asyncio
+from datetime import UTC, datetime, timedelta
+from uuid import uuid4
 
 import pytest
-from ibex_db_core.errors import ConflictError, InvalidInputError, RuleViolationError
+from sqlalchemy import select, text
+from sqlalchemy.orm import selectinload
+
+from ibex_db_core.database import Database
+from ibex_db_core.errors import (
+    ConflictError,
+    ForeignKeyError,
+    InvalidInputError,
+    NotFoundError,
+    RuleViolationError,
+    TenantMissingError,
+)
 from ibex_db_core.tenant import ScopedSession
 from ibex_db_tenancy import (
     Agent,
@@ -16,8 +29,6 @@ from ibex_db_tenancy import (
     UserRepository,
 )
 from ibex_db_tenancy.tokens import Minted, mint, parse
-from sqlalchemy import select, text
-from sqlalchemy.orm import selectinload
 
 
 def _token(org: Organization, minted: Minted | None = None, **fields: object) -> Token:
@@ -145,3 +156,95 @@ async def test_user_agent_and_revoker_are_three_relationships(session: ScopedSes
     assert (found.user and found.user.name, found.revoker and found.revoker.name) == ("Ann", "Bob")
     assert found.agent is not None
     assert found.organization.id == org.id
+
+
+async def _user(session: ScopedSession) -> User:
+    return await UserRepository(session).add(User(email="ann@acme.example", name="Ann"))
+
+
+async def test_an_issued_token_opens_its_own_row_and_its_plaintext_is_not_kept(
+    session: ScopedSession, org: Organization
+) -> None:
+    ann = await _user(session)
+    tokens = TokenRepository(session)
+
+    issued = await tokens.issue(name="Laptop", user_id=ann.id, permissions=0b101)
+
+    assert parse(issued.plaintext).org_id == org.id
+    assert await tokens.by_hash(parse(issued.plaintext).hash) is issued.token
+    assert issued.plaintext.startswith(issued.token.prefix)
+    assert issued.plaintext not in repr(issued)
+    row = (await session.execute(text("SELECT to_jsonb(t)::text FROM ibex_core.tokens t"))).scalar_one()
+    assert issued.plaintext not in row
+    assert issued.plaintext[len(issued.token.prefix) :][:20] not in row
+
+
+async def test_a_token_that_could_never_open_anything_is_not_issued(session: ScopedSession) -> None:
+    tokens = TokenRepository(session)
+
+    with pytest.raises(InvalidInputError, match="user_id"):
+        await tokens.issue(name="Nobody's")
+    with pytest.raises(InvalidInputError, match="future"):
+        await tokens.issue(
+            name="Late", kind=TokenKind.ORGANIZATION, expires_at=datetime.now(UTC) - timedelta(seconds=1)
+        )
+    with pytest.raises(ForeignKeyError):
+        async with session.begin_nested():
+            await tokens.issue(name="Stranger's", user_id=uuid4())
+
+
+async def test_rotating_revokes_the_old_and_hands_on_all_but_the_secret(session: ScopedSession) -> None:
+    ann = await _user(session)
+    tokens = TokenRepository(session)
+    expires_at = datetime.now(UTC) + timedelta(days=30)
+    old = await tokens.issue(name="Laptop", user_id=ann.id, permissions=7, expires_at=expires_at)
+
+    new = await tokens.rotate(old.token.id)
+
+    assert new.plaintext != old.plaintext
+    assert (new.token.name, new.token.user_id, new.token.permissions) == ("Laptop", ann.id, 7)
+    assert new.token.expires_at == expires_at
+    assert new.token.revoked_at is None
+    assert old.token.revoked_at is not None
+    assert old.token.revoke_reason == "rotated"
+    with pytest.raises(InvalidInputError, match="revoked already"):
+        await tokens.rotate(old.token.id)
+    with pytest.raises(NotFoundError):
+        await tokens.rotate(uuid4())
+
+
+async def test_of_two_who_rotate_one_token_one_succeeds(ibex_db: Database, org: Organization) -> None:
+    async with ibex_db.tenant(org.id) as session:
+        old = await TokenRepository(session).issue(name="CI", kind=TokenKind.SERVICE)
+
+    async def rotate() -> None:
+        async with ibex_db.tenant(org.id) as session:
+            await TokenRepository(session).rotate(old.token.id)
+
+    told = await asyncio.gather(rotate(), rotate(), return_exceptions=True)
+
+    assert sorted(type(one).__name__ for one in told) == ["InvalidInputError", "NoneType"]
+    async with ibex_db.tenant(org.id) as session:
+        assert await TokenRepository(session).count() == 2
+
+
+async def test_the_first_revocation_stands(session: ScopedSession) -> None:
+    ann = await _user(session)
+    tokens = TokenRepository(session)
+    issued = await tokens.issue(name="Laptop", user_id=ann.id)
+
+    revoked = await tokens.revoke(issued.token.id, by=ann.id, reason="lost in a train")
+    again = await tokens.revoke(issued.token.id, reason="once more")
+
+    assert again is revoked
+    assert (again.revoked_by, again.revoke_reason) == (ann.id, "lost in a train")
+    with pytest.raises(NotFoundError):
+        await tokens.revoke(uuid4())
+    with pytest.raises(InvalidInputError, match="revoke_reason"):
+        await tokens.revoke(issued.token.id, reason="nul\x00")
+
+
+async def test_a_platform_session_must_name_the_organization_of_a_new_token(ibex_db: Database) -> None:
+    async with ibex_db.platform(reason="test") as session:
+        with pytest.raises(TenantMissingError):
+            await TokenRepository(session).issue(name="CI", kind=TokenKind.SERVICE)

@@ -1,13 +1,14 @@
 """Users."""
 
 import pytest
+from sqlalchemy import select, text
+from sqlalchemy.exc import InvalidRequestError
+from sqlalchemy.orm import joinedload
+
 from ibex_db_core.database import Database
 from ibex_db_core.errors import ConflictError, InvalidInputError, RuleViolationError, TenantMissingError
 from ibex_db_core.tenant import ScopedSession
 from ibex_db_tenancy import Organization, User, UserRepository, UserRole, UserStatus
-from sqlalchemy import select, text
-from sqlalchemy.exc import InvalidRequestError
-from sqlalchemy.orm import joinedload
 
 
 async def test_what_is_left_out_is_filled_in(session: ScopedSession, org: Organization) -> None:
