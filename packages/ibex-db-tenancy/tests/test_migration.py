@@ -7,7 +7,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from ibex_db_core.base import Base
 from ibex_db_core.database import Database
-from ibex_db_core.migrations import metadata
+from ibex_db_core.migrations import Migrator, metadata
 from ibex_db_core.provisioning import Cluster
 from ibex_db_core.testing import TestDatabase
 
@@ -94,3 +94,10 @@ async def test_every_foreign_key_is_walked_by_an_index(ibex_db: Database) -> Non
         unserved = (await connection.scalars(_UNSERVED_KEYS, {"tables": TABLES})).all()
 
     assert unserved == []
+
+
+def test_the_sql_of_an_offline_upgrade_says_what_the_functions_say() -> None:
+    sql = Migrator.sql("tenancy@head")
+
+    assert "'directive version % is immutable" in sql
+    assert "%%" not in sql
