@@ -60,7 +60,7 @@ class Base(DeclarativeBase):
     }
     # UPDATE ... RETURNING fetches what the database changed (updated_at): an
     # expired attribute would be a lazy load, which async code cannot do.
-    __mapper_args__: ClassVar = {"eager_defaults": True}
+    __mapper_args__ = {"eager_defaults": True}  # noqa: RUF012 - as type_annotation_map
 
     __tenant_column__: ClassVar[str | None] = None
     __append_only__: ClassVar[bool] = False

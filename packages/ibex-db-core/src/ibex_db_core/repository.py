@@ -203,7 +203,7 @@ class BaseRepository(Generic[T]):
         """
         self._adopt(row)
         self._session.add(row)
-        await self._flush([row])
+        await self._flush()
         return row
 
     async def add_many(self, rows: Iterable[T]) -> Sequence[T]:
@@ -212,7 +212,7 @@ class BaseRepository(Generic[T]):
         for row in taken:
             self._adopt(row)
         self._session.add_all(taken)
-        await self._flush(taken)
+        await self._flush()
         return taken
 
     async def update(self, ident: UUID, **changes: object) -> T:
@@ -366,10 +366,10 @@ class BaseRepository(Generic[T]):
         except Exception as exc:  # noqa: BLE001 - _raise() raises it again, or our error for it
             self._raise(exc)
 
-    async def _flush(self, rows: Sequence[T]) -> None:
+    async def _flush(self) -> None:
         await self._ready()
         try:
-            await self._session.flush(rows)
+            await self._session.flush()
         except Exception as exc:  # noqa: BLE001 - _raise() raises it again, or our error for it
             self._raise(exc)
 

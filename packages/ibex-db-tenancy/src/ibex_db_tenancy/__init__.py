@@ -1,5 +1,6 @@
 """Organizations, users, agents, tokens, directives."""
 
+from ibex_db_tenancy.errors import InvalidTokenError
 from ibex_db_tenancy.models import (
     Agent,
     AgentStatus,
@@ -15,19 +16,32 @@ from ibex_db_tenancy.models import (
     UserRole,
     UserStatus,
 )
+from ibex_db_tenancy.repositories import (
+    AgentRepository,
+    DirectiveRepository,
+    OrganizationRepository,
+    TokenRepository,
+    UserRepository,
+)
 
 __all__ = [
     "Agent",
+    "AgentRepository",
     "AgentStatus",
     "Directive",
+    "DirectiveRepository",
     "DirectiveVersion",
     "DirectiveVersionStatus",
+    "InvalidTokenError",
     "Organization",
+    "OrganizationRepository",
     "OrganizationStatus",
     "OrganizationTier",
     "Token",
     "TokenKind",
+    "TokenRepository",
     "User",
+    "UserRepository",
     "UserRole",
     "UserStatus",
 ]
