@@ -20,6 +20,7 @@ from typing import Any, cast
 
 import asyncpg
 import pytest
+
 from ibex_db_core import embedded
 from ibex_db_core.embedded import EmbeddedPostgres, binaries
 from ibex_db_core.embedded.account import Account

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     NDArray: TypeAlias = np.ndarray[tuple[int, ...], np.dtype[np.floating]]
 
-VectorLike: TypeAlias = Union[Sequence[float], "array[float]", pgvector.Vector, "NDArray"]  # noqa: UP007 - the alias must be an object that "| None" can be said of
+VectorLike: TypeAlias = Union[Sequence[float], "array[float]", pgvector.Vector, "NDArray"]
 """What a vector may be given as: a list, tuple or array of numbers, a numpy array, a pgvector.Vector."""
 
 JsonObject: TypeAlias = dict[str, object]
