@@ -228,7 +228,7 @@ class BaseRepository(Generic[T]):
         fixed = {"id", "org_id", "created_at", "updated_at"} & changes.keys()
         if fixed:
             raise InvalidInputError(fixed.pop(), "a new value", "cannot be changed")
-        values = {field: validation.check(self.model, field, value) for field, value in changes.items()}
+        values = self._complete({field: validation.check(self.model, field, value) for field, value in changes.items()})
         ident = validation.uuid("id", ident)
         statement = update(self.model).where(*self._scope(), self._id == ident).values(values)
         return await self._change(statement, ident)
@@ -329,6 +329,10 @@ class BaseRepository(Generic[T]):
         if self._org_id is None:
             raise TenantMissingError(f"name the organization: {type(self).__name__}(session, org_id)")
         return self._org_id
+
+    def _complete(self, values: dict[str, object]) -> dict[str, object]:
+        """Add to checked changes what follows from them, for example the hash of a new content."""
+        return values
 
     def _scope(self, *, include_deleted: bool = False) -> Sequence[ColumnElement[bool]]:
         """Return the conditions that every statement carries: the organization, and not deleted."""

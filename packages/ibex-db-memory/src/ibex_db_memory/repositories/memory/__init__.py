@@ -3,9 +3,9 @@
 from ibex_db_memory.repositories.memory.finding import Finding
 from ibex_db_memory.repositories.memory.history import History
 from ibex_db_memory.repositories.memory.usage import Usage
-from ibex_db_memory.repositories.memory.writing import Kept, RememberedMany, Writing
+from ibex_db_memory.repositories.memory.writing import Kept, Outcome, RememberedMany, Writing
 
-__all__ = ["Kept", "MemoryRepository", "RememberedMany"]
+__all__ = ["Kept", "MemoryRepository", "Outcome", "RememberedMany"]
 
 
 class MemoryRepository(Writing, Finding, Usage, History):

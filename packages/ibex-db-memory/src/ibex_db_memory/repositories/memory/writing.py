@@ -19,6 +19,7 @@ from ibex_db_core import validation
 from ibex_db_core.errors import InvalidInputError, SerializationError
 from ibex_db_core.repository import BaseRepository
 from ibex_db_core.types import JsonObject, VectorLike
+from ibex_db_memory.content import content_hash
 from ibex_db_memory.drafts import CheckedDraft, MemoryDraft, check_draft
 from ibex_db_memory.models import Memory, MemoryCategory, MemorySource, MemoryStatus
 from ibex_db_memory.repositories.memory import statements
@@ -196,6 +197,14 @@ class Writing(BaseRepository[Memory]):
                 if progress is not None:
                     progress(len(outcomes))
         return RememberedMany(outcomes)
+
+    def _complete(self, values: dict[str, object]) -> dict[str, object]:
+        """Keep content_hash in step with content, in update() too."""
+        if "content_hash" in values:
+            raise InvalidInputError("content_hash", values["content_hash"], "is made from content: leave it out")
+        if "content" in values:
+            values["content_hash"] = content_hash(cast("str", values["content"]))
+        return values
 
     async def _remember_batch(self, batch: Sequence[CheckedDraft]) -> Sequence[Outcome]:
         first: dict[object, CheckedDraft] = {}
