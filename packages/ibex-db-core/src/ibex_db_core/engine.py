@@ -96,7 +96,7 @@ def create_engine(address: Address, settings: EngineSettings) -> AsyncEngine:
             "connection_class": FoldedConnection,
             **settings.connect_args,
         }
-        connection = await asyncpg.connect(address.dsn, **options)
+        connection: asyncpg.Connection = await asyncpg.connect(address.dsn, **options)
         if settings.each_connection:
             await connection.execute(settings.each_connection)
         return connection
