@@ -63,7 +63,7 @@ _BY_STATE: dict[str, tuple[_Told, str]] = {
 _LOST = ("08", "57P", "25P03", "25P04", "53300")
 
 # An index of a partition carries its parent's name and the partition's number.
-_PARTITION = re.compile(r"_p\d+$")
+_PARTITION = re.compile(r"_p\d+(?=\"|$)")
 
 
 def translate(exc: BaseException, parameters: Mapping[str, object] | None = None) -> IbexError | None:
@@ -103,6 +103,7 @@ def _from_driver(exc: DBAPIError, parameters: Mapping[str, object] | None) -> Ib
             return ConnectionLostError(f"the connection broke ({said}); what was not committed is gone")
         return DatabaseError(said)
     kind, way_out = _BY_STATE.get(state, (DatabaseError, "see the cause"))
+    said = _PARTITION.sub("", said)
     constraint = cast("str | None", getattr(driver, "constraint_name", None))
     table = cast("str | None", getattr(driver, "table_name", None))
     values: dict[str, object] = {}

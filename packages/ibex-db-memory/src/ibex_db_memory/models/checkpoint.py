@@ -3,11 +3,11 @@
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-from ibex_db_core.base import Base, Created, OrgScoped, json_is_object, parent_key
-from ibex_db_core.types import JsonObject
 from sqlalchemy import CheckConstraint, String, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column, relationship, validates
 
+from ibex_db_core.base import Base, Created, OrgScoped, json_is_object, parent_key
+from ibex_db_core.types import JsonObject
 from ibex_db_memory.state import fingerprint, state_hash
 
 if TYPE_CHECKING:

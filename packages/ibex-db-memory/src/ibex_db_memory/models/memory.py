@@ -5,9 +5,6 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, cast
 from uuid import UUID
 
-from ibex_db_core.base import Base, OrgScoped, SoftDeleted, Timestamped, json_is_object, parent_key
-from ibex_db_core.errors import InvalidInputError
-from ibex_db_core.types import JsonObject, Vector, enum_type
 from sqlalchemy import (
     CheckConstraint,
     Column,
@@ -25,15 +22,17 @@ from sqlalchemy.dialects.postgresql import TSVECTOR
 from sqlalchemy.engine.default import DefaultExecutionContext
 from sqlalchemy.orm import Mapped, column_property, declared_attr, mapped_column, relationship, validates
 
+from ibex_db_core.base import Base, OrgScoped, SoftDeleted, Timestamped, json_is_object, parent_key
+from ibex_db_core.errors import InvalidInputError
+from ibex_db_core.types import JsonObject, Vector, enum_type
 from ibex_db_memory.content import MAX_CONTENT_LENGTH, MIN_CONTENT_LENGTH, content_hash
 from ibex_db_memory.models.enums import MemoryCategory, MemorySource, MemoryStatus
 
 if TYPE_CHECKING:
-    from ibex_db_tenancy import Agent
-
     from ibex_db_memory.models.memory_tag import MemoryTag
     from ibex_db_memory.models.memory_version import MemoryVersion
     from ibex_db_memory.models.session import Session
+    from ibex_db_tenancy import Agent
 
 EMBEDDING_DIMENSIONS = 384
 """Numbers in an embedding: what all-MiniLM-L6-v2 and its kin make."""

@@ -4,6 +4,7 @@ Revision ID: core_0001
 """
 
 from alembic import op
+
 from ibex_db_core.base import SCHEMA
 from ibex_db_core.policies import (
     APP_ROLE,

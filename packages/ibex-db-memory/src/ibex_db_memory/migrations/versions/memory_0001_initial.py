@@ -12,6 +12,7 @@ import os
 import re
 
 from alembic import op
+
 from ibex_db_core.errors import MigrationError
 from ibex_db_core.policies import APP_ROLE, OWNER_ROLE, PLATFORM_ROLE, secure
 
