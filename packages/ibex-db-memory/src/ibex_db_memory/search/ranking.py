@@ -119,7 +119,7 @@ def _parts() -> Mapping[str, ColumnElement[float]]:
 
 
 @cache
-def statement(shape: frozenset[str]) -> Select[Any]:
+def statement(shape: frozenset[str]) -> Select[*tuple[Any, ...]]:
     """Return the hottest rows, their score and its five parts; hottest first.
 
     Parameters: org_id, limit, those of the filters and of the weights.
