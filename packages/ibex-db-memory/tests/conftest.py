@@ -6,6 +6,7 @@ from uuid import UUID, uuid4
 
 import pytest
 import pytest_asyncio
+
 from ibex_db_core.database import Database
 from ibex_db_core.tenant import ScopedSession
 from ibex_db_memory import Memory, MemoryCategory

@@ -1,12 +1,13 @@
 """Checkpoints: append-only, described by their state."""
 
 import pytest
+from sqlalchemy import select, text
+from sqlalchemy.orm import selectinload
+
 from ibex_db_core.database import Database
 from ibex_db_core.errors import AccessDeniedError, ConflictError, InvalidInputError
 from ibex_db_core.tenant import ScopedSession
 from ibex_db_memory import Checkpoint, Session, state_hash
-from sqlalchemy import select, text
-from sqlalchemy.orm import selectinload
 
 from .conftest import Home
 

@@ -5,14 +5,15 @@ from decimal import Decimal
 from uuid import uuid4
 
 import pytest
+from sqlalchemy import event, insert, inspect, select, text
+from sqlalchemy.exc import InvalidRequestError
+from sqlalchemy.orm import selectinload, undefer
+
 from ibex_db_core.database import Database
 from ibex_db_core.errors import ConflictError, ForeignKeyError, InvalidInputError, RuleViolationError
 from ibex_db_core.tenant import ScopedSession
 from ibex_db_memory import Memory, MemoryCategory, MemorySource, MemoryStatus, MemoryTag, Session, content_hash
 from ibex_db_tenancy import Agent
-from sqlalchemy import event, insert, inspect, select, text
-from sqlalchemy.exc import InvalidRequestError
-from sqlalchemy.orm import selectinload, undefer
 
 from .conftest import Home, MakeMemory
 

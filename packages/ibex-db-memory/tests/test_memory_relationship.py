@@ -3,12 +3,13 @@
 from decimal import Decimal
 
 import pytest
+from sqlalchemy import select, text
+from sqlalchemy.orm import selectinload
+
 from ibex_db_core.database import Database
 from ibex_db_core.errors import ConflictError, ForeignKeyError, InvalidInputError, RuleViolationError
 from ibex_db_core.tenant import ScopedSession
 from ibex_db_memory import Memory, MemoryRelationship, RelationshipType
-from sqlalchemy import select, text
-from sqlalchemy.orm import selectinload
 
 from .conftest import Home, MakeMemory
 

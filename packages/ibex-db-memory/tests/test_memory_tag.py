@@ -1,10 +1,11 @@
 """Tags: normalised on assignment, unique for a memory."""
 
 import pytest
+from sqlalchemy import text
+
 from ibex_db_core.errors import ConflictError, InvalidInputError
 from ibex_db_core.tenant import ScopedSession
 from ibex_db_memory import MemoryTag
-from sqlalchemy import text
 
 from .conftest import MakeMemory
 

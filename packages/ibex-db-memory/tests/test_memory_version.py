@@ -5,13 +5,14 @@ from decimal import Decimal
 from uuid import UUID, uuid4
 
 import pytest
+from sqlalchemy import select, text
+from sqlalchemy.exc import InvalidRequestError
+from sqlalchemy.orm import selectinload
+
 from ibex_db_core.database import Database
 from ibex_db_core.errors import AccessDeniedError, RuleViolationError
 from ibex_db_core.tenant import ScopedSession
 from ibex_db_memory import Memory, MemoryVersion, VersionOperation
-from sqlalchemy import select, text
-from sqlalchemy.exc import InvalidRequestError
-from sqlalchemy.orm import selectinload
 
 from .conftest import Home, MakeMemory
 

@@ -3,12 +3,13 @@
 import random
 
 import pytest
+from sqlalchemy import CheckConstraint, text
+
 from ibex_db_core.base import Base
 from ibex_db_core.database import Database
 from ibex_db_core.errors import AccessDeniedError, MigrationError
 from ibex_db_core.tenant import ScopedSession
 from ibex_db_core.testing import TestDatabase
-from sqlalchemy import CheckConstraint, text
 
 from .conftest import Home
 
