@@ -58,6 +58,10 @@ def test_setting_content_sets_its_hash() -> None:
         ("metadata_", {"f": object()}),
         ("metadata_", {"n": float("nan")}),
         ("metadata_", ["a"]),
+        ("metadata_", {"s": "\ud800"}),
+        ("metadata_", {"s": "\x00"}),
+        ("metadata_", {"a\x00": {}}),
+        ("metadata_", {"s": "\\\x00"}),
         ("agent_id", "no uuid"),
     ],
 )
@@ -66,6 +70,17 @@ def test_bad_input_is_refused_on_assignment(field: str, value: object) -> None:
         Memory(**{field: value})
 
     assert caught.value.field == field
+
+
+@pytest.mark.parametrize("harmless", ["\\u0000", "\\\\u0000", "\\", "é😀"])
+async def test_metadata_with_backslashes_makes_the_round_trip(
+    session: ScopedSession, make_memory: MakeMemory, harmless: str
+) -> None:
+    session.add(make_memory(metadata_={harmless: [harmless]}))
+    await session.flush()
+    session.expunge_all()
+
+    assert (await session.scalars(select(Memory.metadata_))).one() == {harmless: [harmless]}
 
 
 def test_content_of_the_greatest_length_is_taken() -> None:

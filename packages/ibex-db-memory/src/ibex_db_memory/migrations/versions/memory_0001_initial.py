@@ -374,7 +374,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Drop it all, rows included."""
+    """Drop it all, rows included; 1024 partitions want max_locks_per_transaction raised from 64 first."""
     for table in ("memory_tags", "memory_relationships", "memory_versions", "memories", "checkpoints", "sessions"):
         op.execute(f"DROP TABLE ibex_core.{table}")
     for function in ("memories_first_version", "memories_next_version", "sessions_refuse_step"):
