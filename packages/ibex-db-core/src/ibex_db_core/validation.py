@@ -59,6 +59,8 @@ def _checks(model: type[DeclarativeBase]) -> dict[str, Check]:
 
 def checker(field: str, column: "Column[object]") -> Check:
     """Return the check for one column: value in, value as stored out, InvalidInputError where it breaks a rule."""
+    if column.computed is not None:
+        return lambda value: _generated(field, value)
     rule = _rule(field, column)
     generated = column.default is not None or column.server_default is not None or column.primary_key
 
@@ -70,6 +72,10 @@ def checker(field: str, column: "Column[object]") -> Check:
         return rule(value)
 
     return run
+
+
+def _generated(field: str, value: object) -> object:
+    raise InvalidInputError(field, value, "is made by the database: leave it out")
 
 
 def _rule(field: str, column: "Column[object]") -> Check:
