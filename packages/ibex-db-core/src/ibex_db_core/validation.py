@@ -28,6 +28,9 @@ from ibex_db_core.types import Vector, VectorLike, pack_vector
 
 Check = Callable[[object], object]
 
+# An escaped NUL; a backslash that is itself escaped starts none.
+_NUL_IN_JSON = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
+
 _INT4 = (-(2**31), 2**31 - 1)
 _INT8 = (-(2**63), 2**63 - 1)
 
@@ -207,10 +210,10 @@ def json_object(field: str, value: object) -> dict[str, object]:
     if not all(isinstance(key, str) for key in found):
         raise InvalidInputError(field, found, "must have string keys only")
     try:
-        encoded = json.dumps(found, allow_nan=False)
-        encoded.encode()
+        encoded = json.dumps(found, allow_nan=False, ensure_ascii=False)
+        encoded.encode()  # a lone surrogate, which jsonb refuses, has no UTF-8
     except (TypeError, ValueError, RecursionError) as exc:
         raise InvalidInputError(field, found, f"must be serialisable as JSON ({exc})") from exc
-    if "\\u0000" in encoded:
+    if _NUL_IN_JSON.search(encoded):
         raise InvalidInputError(field, found, "must not contain a NUL character, which jsonb cannot hold")
     return cast("dict[str, object]", found)
