@@ -7,6 +7,7 @@ from uuid import UUID, uuid4
 from sqlalchemy import (
     CheckConstraint,
     Column,
+    FetchedValue,
     ForeignKey,
     ForeignKeyConstraint,
     MetaData,
@@ -122,7 +123,9 @@ class Created:
 class Timestamped(Created):
     """created_at, and updated_at that a trigger keeps on every UPDATE, raw SQL included."""
 
-    updated_at: Mapped[datetime] = mapped_column(server_default=func.now(), sort_order=91)
+    updated_at: Mapped[datetime] = mapped_column(
+        server_default=func.now(), server_onupdate=FetchedValue(), sort_order=91
+    )
 
 
 class SoftDeleted:

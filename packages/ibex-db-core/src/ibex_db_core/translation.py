@@ -10,8 +10,7 @@ from functools import cache
 from typing import cast
 
 from sqlalchemy import Column, UniqueConstraint
-from sqlalchemy.exc import DBAPIError, StatementError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.exc import DBAPIError, StatementError, TimeoutError as PoolTimeoutError
 from sqlalchemy.orm.exc import StaleDataError
 from sqlalchemy.sql.elements import ClauseElement
 from sqlalchemy.sql.visitors import iterate
@@ -66,7 +65,7 @@ _BY_STATE: dict[str, tuple[_Told, str]] = {
 _LOST = ("08", "57P", "25P03", "25P04", "53300")
 
 # An index of a partition carries its parent's name and the partition's number.
-_PARTITION = re.compile(r"_p\d+$")
+_PARTITION = re.compile(r"_p\d+(?=\"|$)")
 
 
 def translate(exc: BaseException, parameters: Mapping[str, object] | None = None) -> IbexError | None:
@@ -109,6 +108,7 @@ def _from_driver(exc: DBAPIError, parameters: Mapping[str, object] | None) -> Ib
             return ConnectionLostError(f"the connection broke ({said}); what was not committed is gone")
         return DatabaseError(said)
     kind, way_out = _BY_STATE.get(state, (DatabaseError, "see the cause"))
+    said = _PARTITION.sub("", said)
     constraint = cast("str | None", getattr(driver, "constraint_name", None))
     table = cast("str | None", getattr(driver, "table_name", None))
     values: dict[str, object] = {}
