@@ -5,8 +5,7 @@ import unicodedata
 from hashlib import sha256
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from ibex_db_core.errors import InvalidInputError
 from ibex_db_memory import MAX_TAG_LENGTH, content_hash, normalise, normalise_tag

@@ -3,8 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from ibex_db_core.types import JsonObject
 from ibex_db_memory.state import canonical_state, state_hash
