@@ -437,7 +437,10 @@ def test_a_defect_has_a_code_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None
     assert answer("upgrade", "--sql")["error"] == {"type": "ZeroDivisionError", "message": "oops"}
 
 
-@pytest.mark.parametrize("words", [("nonesuch",), ("current", "--nonesuch"), ("downgrade",), ("--json", "current")])
+@pytest.mark.parametrize(
+    "words",
+    [("nonesuch",), ("current", "--nonesuch"), ("downgrade",), ("--json", "current"), ("upgrade", "--url", "")],
+)
 def test_a_wrong_command_line_leaves_with_2(words: tuple[str, ...]) -> None:
     result = invoke(*words)
 
