@@ -183,7 +183,6 @@ class Database:
             ConnectionLostError: no connection to the server.
             CommitUnknownError: the connection broke during COMMIT.
         """
-        org_id = validation.uuid("org_id", org_id)
         return self._transaction(self.session_factory(org_id, read_only=read_only))
 
     @asynccontextmanager
@@ -210,8 +209,10 @@ class Database:
         """Make a tenant session for your own unit of work: nothing is begun, commit and close are yours.
 
         Raises:
+            InvalidInputError: org_id is no UUID.
             ConfigurationError: an embedded Database that has not been opened.
         """
+        org_id = validation.uuid("org_id", org_id)
         session = ScopedSession(self.engine, expire_on_commit=False)
         role = f"SET LOCAL ROLE {APP_ROLE}; " if self._step_down else ""
         only = "SET TRANSACTION READ ONLY; " if read_only else ""
