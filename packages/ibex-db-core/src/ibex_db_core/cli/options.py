@@ -10,6 +10,7 @@ from ibex_db_core.url import parse
 
 __all__ = ["AsJson", "Debug", "Url", "connect", "where"]
 
+
 def _not_blank(url: str | None) -> str | None:
     # --url "$UNSET" must not fall back on another database.
     if url is not None and not url.strip():
