@@ -87,13 +87,13 @@ class Database:
                 it: they belong to another database.
             settings: pool, timeouts, application name.
         """
-        address = url or os.environ.get("IBEX_DATABASE_URL", "").strip()
-        if not address:
+        address = os.environ.get("IBEX_DATABASE_URL", "").strip() if url is None else url
+        if not address and url is None:
             return cls.embedded(settings=settings)
         return cls(
             address,
-            platform_url=None if url else os.environ.get("IBEX_PLATFORM_URL") or None,
-            owner_url=None if url else os.environ.get("IBEX_OWNER_URL") or None,
+            platform_url=os.environ.get("IBEX_PLATFORM_URL") or None if url is None else None,
+            owner_url=os.environ.get("IBEX_OWNER_URL") or None if url is None else None,
             step_down=os.environ.get("IBEX_STEP_DOWN", "").lower() in {"1", "true", "yes"},
             settings=settings,
         )
