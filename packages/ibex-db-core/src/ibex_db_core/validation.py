@@ -28,6 +28,9 @@ from ibex_db_core.types import Vector, VectorLike, pack_vector
 
 Check = Callable[[object], object]
 
+# The escape, after an even number of backslashes: one more, and it is text that only looks like it.
+_NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
+
 _INT4 = (-(2**31), 2**31 - 1)
 _INT8 = (-(2**63), 2**63 - 1)
 
@@ -194,17 +197,17 @@ def uuid(field: str, value: object) -> UUID:
 
 
 def json_object(field: str, value: object) -> dict[str, object]:
-    """Check a JSON object that Postgres can hold: string keys, finite numbers, no NUL."""
+    """Check a JSON object that Postgres can hold: string keys, finite numbers, no NUL and no lone surrogate."""
     if not isinstance(value, dict):
         raise InvalidInputError(field, value, "must be a dict (a JSON object)")
     found = cast("dict[object, object]", value)
     if not all(isinstance(key, str) for key in found):
         raise InvalidInputError(field, found, "must have string keys only")
     try:
-        encoded = json.dumps(found, allow_nan=False)
-        encoded.encode()
+        encoded = json.dumps(found, allow_nan=False, ensure_ascii=False)
+        encoded.encode()  # a lone surrogate fails here: escaped, it would pass, and Postgres refuse it
     except (TypeError, ValueError, RecursionError) as exc:
         raise InvalidInputError(field, found, f"must be serialisable as JSON ({exc})") from exc
-    if "\\u0000" in encoded:
+    if _NUL.search(encoded):
         raise InvalidInputError(field, found, "must not contain a NUL character, which jsonb cannot hold")
     return cast("dict[str, object]", found)

@@ -122,10 +122,10 @@ def check_embedding(embedding: VectorLike | None) -> pgvector.Vector | None:
     return None if embedding is None else pack_vector(embedding, dim=EMBEDDING_DIMENSIONS)
 
 
-def check_tags(tags: object) -> Sequence[str]:
+def check_tags(tags: object, field: str = "tags") -> Sequence[str]:
     """Normalise tags and drop repetitions, keeping the order."""
     if isinstance(tags, (str, bytes)) or not isinstance(tags, Iterable):
-        raise InvalidInputError("tags", tags, "must be a list of strings")
+        raise InvalidInputError(field, tags, "must be a list of strings")
     return list(dict.fromkeys(normalise_tag(tag) for tag in cast("Iterable[str]", tags)))
 
 

@@ -82,8 +82,8 @@ class Filters:
             categories=_members("categories", MemoryCategory, categories),
             sources=_members("sources", MemorySource, sources),
             statuses=_members("statuses", MemoryStatus, statuses),
-            tags_any=None if tags_any is None else _some("tags_any", check_tags(tags_any)),
-            tags_all=None if tags_all is None else _some("tags_all", check_tags(tags_all)),
+            tags_any=None if tags_any is None else _some("tags_any", check_tags(tags_any, "tags_any")),
+            tags_all=None if tags_all is None else _some("tags_all", check_tags(tags_all, "tags_all")),
             metadata=None if metadata is None else validation.json_object("metadata", metadata),
             min_confidence=None
             if min_confidence is None
@@ -182,6 +182,8 @@ def _members(field: str, kind: type[E], given: Iterable[E | str] | None) -> tupl
         return None
     if isinstance(given, str):  # a str is an Iterable of str; a lone category would be taken letter by letter
         given = [given]
+    if not isinstance(cast("object", given), Iterable):
+        raise InvalidInputError(field, given, "must be a list")
     return _some(field, [validation.enum_member(field, kind, one).value for one in given])
 
 
