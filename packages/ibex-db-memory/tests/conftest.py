@@ -1,8 +1,9 @@
-"""Two organizations with their agents, sessions of the first, and ways to look underneath."""
+"""Rows that the tests of the memory wheel start from, and ways to look underneath."""
 
 from collections.abc import AsyncIterator, Callable, Generator
 from contextlib import AbstractContextManager, contextmanager
-from uuid import UUID
+from dataclasses import dataclass
+from uuid import UUID, uuid4
 
 import asyncpg
 import numpy as np
@@ -14,55 +15,89 @@ from ibex_db_core.database import Database
 from ibex_db_core.engine import EngineSettings
 from ibex_db_core.tenant import ScopedSession
 from ibex_db_core.testing import TestDatabase
-from ibex_db_memory import MemoryRepository, SessionRepository
+from ibex_db_memory import Memory, MemoryCategory, MemoryRepository, SessionRepository
 from ibex_db_tenancy import Agent, Organization
 
+MakeMemory = Callable[..., Memory]
 Sent = Callable[[], AbstractContextManager[list[str]]]
 
 
-async def _organization(db: Database, slug: str) -> UUID:
-    async with db.platform(reason="test set-up") as session:
-        organization = Organization(name=slug.title(), slug=slug)
-        session.add(organization)
-    return organization.id
+@dataclass(frozen=True)
+class Home:
+    """An organization with one agent."""
+
+    org_id: UUID
+    agent_id: UUID
 
 
-async def _agent(db: Database, org_id: UUID, slug: str) -> UUID:
-    async with db.tenant(org_id) as session:
-        agent = Agent(name=slug.title(), slug=slug)
+async def settle(database: Database) -> Home:
+    name = f"org-{uuid4().hex[:8]}"
+    async with database.platform(reason="test data") as session:
+        org = Organization(name=name, slug=name)
+        session.add(org)
+        await session.flush()
+        agent = Agent(org_id=org.id, name="Support", slug="support")
+        session.add(agent)
+    return Home(org.id, agent.id)
+
+
+@pytest_asyncio.fixture
+async def home(ibex_db: Database) -> Home:
+    return await settle(ibex_db)
+
+
+@pytest_asyncio.fixture
+async def other_home(ibex_db: Database) -> Home:
+    return await settle(ibex_db)
+
+
+@pytest_asyncio.fixture
+async def session(ibex_db: Database, home: Home) -> AsyncIterator[ScopedSession]:
+    async with ibex_db.tenant(home.org_id) as opened:
+        yield opened
+        await opened.rollback()  # a test that ends in a refused flush has nothing to commit
+
+
+@pytest.fixture
+def make_memory(home: Home) -> MakeMemory:
+    def make(content: str = "Prefers tea over coffee.", **fields: object) -> Memory:
+        return Memory(
+            **{"agent_id": home.agent_id, "content": content, "category": MemoryCategory.PREFERENCE, **fields}
+        )
+
+    return make
+
+
+# -- for the repositories
+
+
+@pytest.fixture
+def org_id(home: Home) -> UUID:
+    return home.org_id
+
+
+@pytest.fixture
+def agent_id(home: Home) -> UUID:
+    return home.agent_id
+
+
+@pytest_asyncio.fixture
+async def other_agent_id(ibex_db: Database, home: Home) -> UUID:
+    """A second agent of the same organization."""
+    async with ibex_db.tenant(home.org_id) as session:
+        agent = Agent(name="Sales", slug="sales")
         session.add(agent)
     return agent.id
 
 
-@pytest_asyncio.fixture
-async def org_id(ibex_db: Database) -> UUID:
-    return await _organization(ibex_db, "acme")
+@pytest.fixture
+def rival_id(other_home: Home) -> UUID:
+    return other_home.org_id
 
 
-@pytest_asyncio.fixture
-async def rival_id(ibex_db: Database) -> UUID:
-    return await _organization(ibex_db, "globex")
-
-
-@pytest_asyncio.fixture
-async def agent_id(ibex_db: Database, org_id: UUID) -> UUID:
-    return await _agent(ibex_db, org_id, "ada")
-
-
-@pytest_asyncio.fixture
-async def other_agent_id(ibex_db: Database, org_id: UUID) -> UUID:
-    return await _agent(ibex_db, org_id, "bob")
-
-
-@pytest_asyncio.fixture
-async def rival_agent_id(ibex_db: Database, rival_id: UUID) -> UUID:
-    return await _agent(ibex_db, rival_id, "eve")
-
-
-@pytest_asyncio.fixture
-async def session(ibex_db: Database, org_id: UUID) -> AsyncIterator[ScopedSession]:
-    async with ibex_db.tenant(org_id) as session:
-        yield session
+@pytest.fixture
+def rival_agent_id(other_home: Home) -> UUID:
+    return other_home.agent_id
 
 
 @pytest.fixture

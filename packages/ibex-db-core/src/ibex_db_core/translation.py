@@ -10,8 +10,7 @@ from functools import cache
 from typing import cast
 
 from sqlalchemy import Column, UniqueConstraint
-from sqlalchemy.exc import DBAPIError, StatementError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.exc import DBAPIError, StatementError, TimeoutError as PoolTimeoutError
 from sqlalchemy.orm.exc import StaleDataError
 from sqlalchemy.sql.elements import ClauseElement
 from sqlalchemy.sql.visitors import iterate
@@ -19,6 +18,7 @@ from sqlalchemy.sql.visitors import iterate
 from ibex_db_core.base import Base
 from ibex_db_core.errors import (
     AccessDeniedError,
+    ConfigurationError,
     ConflictError,
     ConnectionLostError,
     DatabaseError,
@@ -56,11 +56,17 @@ _BY_STATE: dict[str, tuple[_Told, str]] = {
     "40001": (SerializationError, "run it again: db.run() does"),
     "40P01": (DeadlockError, "run it again: db.run() does"),
     "55P03": (LockTimeoutError, "another transaction holds the row: run it again, or raise lock_timeout"),
+    "28000": (DatabaseError, "check the login of the URL, and pg_hba.conf"),
+    "28P01": (DatabaseError, "check user and password of the URL"),
+    "3D000": (DatabaseError, "name a database that exists, or create it"),
     "57014": (StatementTimeoutError, "narrow the statement, or raise statement_timeout"),
 }
 # 08xxx: the connection broke; 57P01..3: the server is going down or coming up; 25P03/25P04: the server
 # ended a transaction that was idle, or ran, for too long; 53300: no free slot on the server.
 _LOST = ("08", "57P", "25P03", "25P04", "53300")
+
+# 28: the server does not know this user or password; 3D: no such database.
+_REFUSED_LOGIN = ("28", "3D")
 
 # An index of a partition carries its parent's name and the partition's number.
 _PARTITION = re.compile(r"_p\d+(?=\"|$)")
@@ -85,7 +91,10 @@ def translate(exc: BaseException, parameters: Mapping[str, object] | None = None
     if isinstance(exc, StatementError) and isinstance(exc.orig, InvalidInputError):
         return exc.orig
     if isinstance(exc, (OSError, TimeoutError)):
-        return ConnectionLostError(f"no connection to the database: {str(exc) or type(exc).__name__}")
+        return ConnectionLostError(
+            f"no connection to the database: {str(exc) or type(exc).__name__}; "
+            "check host and port of the URL, and that the server runs"
+        )
     if isinstance(exc, DBAPIError):
         return _from_driver(exc, parameters)
     return None
@@ -102,6 +111,8 @@ def _from_driver(exc: DBAPIError, parameters: Mapping[str, object] | None) -> Ib
         if "connection" in said and ("closed" in said or "lost" in said):
             return ConnectionLostError(f"the connection broke ({said}); what was not committed is gone")
         return DatabaseError(said)
+    if state.startswith(_REFUSED_LOGIN):
+        return ConfigurationError(f"{said}: check user, password and database of the URL [{state}]")
     kind, way_out = _BY_STATE.get(state, (DatabaseError, "see the cause"))
     said = _PARTITION.sub("", said)
     constraint = cast("str | None", getattr(driver, "constraint_name", None))
