@@ -77,7 +77,8 @@ def alone(session: nox.Session, wheel: str) -> None:
         session.run("python", "-c", PROOF, *installed)
         _install(session, installed, "ibex-db-core[cli,testing]", *(["ibex-db-memory[cli]"] * (wheel == WHEELS[-1])))
         session.run("python", "-c", PROOF, *installed)
-        session.run("pytest", "-c", str(ROOT / "pyproject.toml"), "--rootdir", ".", "tests", *session.posargs)
+        ours = ("-c", str(ROOT / "pyproject.toml"), "--rootdir", ".", "-o", f"pythonpath={place / 'tests'}")
+        session.run("pytest", *ours, "tests", *session.posargs)
 
 
 @nox.session
