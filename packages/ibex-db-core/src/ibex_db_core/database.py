@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 
+_CLOSED = "this Database is closed: make a new one"
+
 _platform_log = logging.getLogger("ibex_db.platform")
 
 
@@ -112,8 +114,10 @@ class Database:
         """The engine of services' connections; opens nothing by itself.
 
         Raises:
-            ConfigurationError: an embedded server that has not been started: enter the Database first.
+            ConfigurationError: closed, or an embedded server that has not been started: enter the Database first.
         """
+        if self._closed:
+            raise ConfigurationError(_CLOSED)
         if self._engine is None:
             if self._embedded is not None:
                 raise ConfigurationError(
@@ -126,7 +130,7 @@ class Database:
         """Start the embedded server where there is one; refuse nothing yet.  Idempotent."""
         async with self._opening:
             if self._closed:
-                raise ConfigurationError("this Database is closed: make a new one")
+                raise ConfigurationError(_CLOSED)
             if self._embedded is not None and self._engine is None:
                 await asyncio.to_thread(self._embedded.start)
                 cluster = Cluster.of(self._embedded)
@@ -251,6 +255,7 @@ class Database:
                 raise
             try:
                 yield session
+                await self._flush(session)
             except BaseException:
                 await session.rollback()
                 raise
@@ -263,10 +268,20 @@ class Database:
                     sqlstate=exc.sqlstate,
                 ) from exc
 
+    @staticmethod
+    async def _flush(session: ScopedSession) -> None:
+        """Send what is pending, apart from COMMIT: a connection that breaks here has surely committed nothing."""
+        try:
+            await session.flush()
+        except Exception as exc:
+            if (ours := translate(exc)) is not None and ours is not exc:
+                raise ours from exc
+            raise
+
     # -- safety
 
     async def _ready(self) -> None:
-        if self._verified:
+        if self._verified and not self._closed:
             return
         await self.open()
         try:
