@@ -424,7 +424,7 @@ async def test_a_setting_that_fails_in_begin_leaves_no_transaction_behind(
 
 
 async def test_an_armed_connection_that_began_nothing_is_disarmed_when_it_is_lent_again(
-    single: Database, wire: Wire, acme: UUID
+    single: Database, acme: UUID
 ) -> None:
     async with single.tenant(acme):
         pass  # armed, and no statement followed
@@ -499,7 +499,7 @@ async def test_a_plain_session_names_its_organization(plain: AsyncEngine) -> Non
 async def test_our_engine_without_a_tenant_sees_nothing(db: Database, acme: UUID, service_address: str) -> None:
     async with db.tenant(acme) as session:
         await BotRepository(session).add(Bot(slug="robin"))
-    engine = create_engine(parse(service_address), db._settings)
+    engine = create_engine(parse(service_address), EngineSettings())
 
     async with engine.connect() as connection:
         assert await connection.scalar(text("SELECT count(*) FROM ibex_core.bots")) == 0

@@ -123,7 +123,7 @@ class SyncScopedSession(Session):
         elif isinstance(ident, (tuple, list)):
             parts = cast("Sequence[object]", ident)
             if len(parts) != len(("org_id", "id")):
-                raise InvalidInputError("ident", ident, f"must be the id of a {name}, or the pair (org_id, id)")
+                raise InvalidInputError("ident", parts, f"must be the id of a {name}, or the pair (org_id, id)")
             org, key = parts
         else:
             org, key = self.org_id, ident

@@ -5,7 +5,7 @@ the values of a conflict come from the statement's own parameters.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import cast
 
 import asyncpg
@@ -13,7 +13,7 @@ from sqlalchemy import Column, Table, UniqueConstraint
 from sqlalchemy.exc import DBAPIError, StatementError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm.exc import StaleDataError
-from sqlalchemy.sql.elements import ClauseElement
+from sqlalchemy.sql.elements import ClauseElement, TextClause
 from sqlalchemy.sql.visitors import iterate
 
 from ibex_db_core.base import Base
@@ -133,18 +133,18 @@ def _columns_of_unique_key(table_name: str | None, constraint: str) -> tuple[str
 
     Not cached: a model may be declared at any time, and a conflict costs a round trip anyway.
     """
-    for mapper in Base.registry.mappers:
-        table = mapper.local_table
-        if not isinstance(table, Table) or table.name != table_name:
+    tables = [cast("Table", m.local_table) for m in Base.registry.mappers if isinstance(m.local_table, Table)]
+    for table in tables:
+        if table.name != table_name:
             continue
-        if constraint == table.primary_key.name or constraint == f"{table.name}_pkey":
+        if constraint in {table.primary_key.name, f"{table.name}_pkey"}:
             return tuple(column.name for column in table.primary_key)
         for index in table.indexes:
             if index.unique and index.name == constraint:
-                return _names(index.expressions)
+                return _names(table, index.expressions)
         for rule in table.constraints:
             if isinstance(rule, UniqueConstraint) and constraint == name_of(rule):
-                return tuple(column.name for column in rule.columns)
+                return _names(table, rule.columns)
     return ()
 
 
@@ -155,12 +155,18 @@ def name_of(rule: UniqueConstraint) -> str:
     return "_".join((rule.table.name, *(column.name for column in rule.columns), "key"))
 
 
-def _names(expressions: Sequence[str | ClauseElement]) -> tuple[str, ...]:
-    """Return the columns that an index is made of, those inside lower(...) too."""
-    return tuple(
-        cast("Column[object]", element).name
-        for expression in expressions
-        if not isinstance(expression, str)
-        for element in iterate(expression)
-        if isinstance(element, Column)
-    )
+def _names(table: Table, expressions: Iterable[str | ClauseElement]) -> tuple[str, ...]:
+    """Return the columns that an index is made of: those inside lower(...) too, and what a computed one is made of."""
+    found: list[str] = []
+    for expression in expressions:
+        for element in iterate(expression) if not isinstance(expression, str) else ():
+            if isinstance(element, TextClause):
+                found += _mentioned(table, element.text)
+            elif isinstance(element, Column):
+                column = cast("Column[object]", element)
+                found += [column.name] if column.computed is None else _mentioned(table, str(column.computed.sqltext))
+    return tuple(found)
+
+
+def _mentioned(table: Table, sql: str) -> list[str]:
+    return [word for word in re.findall(r"\w+", sql) if word in table.columns]
