@@ -1,7 +1,7 @@
 """What core's tests share: a database of toy tables, organizations in it, a view of the wire."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from uuid import UUID, uuid4
 
 import asyncpg
@@ -14,7 +14,7 @@ from ibex_db_core.provisioning import PLATFORM_LOGIN, SERVICE_LOGIN, Cluster
 from ibex_db_core.testing import TestDatabase
 from ibex_db_core.url import parse
 from sqlalchemy import text
-from toys import ToyBase
+from toys import AddBot, ToyBase
 from wire import Wire
 
 ONE = EngineSettings(pool_size=1, max_overflow=0, pool_timeout=5.0)
@@ -120,9 +120,6 @@ async def add_organization(connection: asyncpg.Connection, name: str) -> UUID:
     org_id = uuid4()
     await connection.execute("INSERT INTO ibex_core.organizations (id, name) VALUES ($1, $2)", org_id, name)
     return org_id
-
-
-AddBot = Callable[..., Awaitable[UUID]]
 
 
 @pytest.fixture

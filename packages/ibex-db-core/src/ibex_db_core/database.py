@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import random
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -19,7 +20,9 @@ from ibex_db_core.errors import (
     CommitUnknownError,
     ConfigurationError,
     ConnectionLostError,
+    DeadlockError,
     MigrationError,
+    SerializationError,
     TransientError,
     UnsafeRoleError,
 )
@@ -226,16 +229,17 @@ class Database:
         """Run a unit of work in a tenant transaction, again where that may help.
 
         Retries TransientError (serialization failure, deadlock, lock timeout,
-        lost connection) up to 5 times within 30 seconds with jittered,
-        exponential backoff.  ``work`` runs from the start each time, so it must
-        not do what a rollback does not undo.
+        lost connection) up to 5 times within 30 seconds: at once where two
+        transactions collided, else with jittered, exponential backoff.  ``work``
+        runs from the start each time, so it must not do what a rollback does not
+        undo.
 
         Raises:
-            CommitUnknownError: the connection broke during COMMIT, never retried: the work may have been done.
+            CommitUnknownError: the connection broke during COMMIT; never retried, for the work may have been done.
         """
         import stamina
 
-        async for attempt in stamina.retry_context(on=TransientError, attempts=5, timeout=30.0, wait_initial=0.02):
+        async for attempt in stamina.retry_context(on=_retry, attempts=5, timeout=30.0):
             with attempt:
                 async with self.tenant(org_id) as session:
                     return await work(session, *args, **kwargs)
@@ -322,6 +326,13 @@ class Database:
             raise
         finally:
             await engine.dispose()
+
+
+def _retry(exc: Exception) -> bool | float:
+    """Tell stamina whether to try again, and after how many seconds; True leaves that to it."""
+    if isinstance(exc, (SerializationError, DeadlockError)):
+        return random.uniform(0.0, 0.1)  # noqa: S311 - whoever won is done; apart is all that the next try must be
+    return isinstance(exc, TransientError)
 
 
 _UNSAFE = (

@@ -207,6 +207,16 @@ def _check_orgs(session: SyncScopedSession, _context: object, _instances: object
                 raise TenantMismatchError(session.org_id, found, type(instance).__name__)
 
 
+@event.listens_for(OrgScoped, "before_insert", propagate=True)
+def _require_org(mapper: "Mapper[Any]", _connection: Connection, instance: OrgScoped) -> None:
+    """Hold what no session filled in: by now a child has its parent's organization, if it has a parent."""
+    if instance.__dict__.get("org_id") is None:
+        raise TenantMissingError(
+            f"this {mapper.class_.__name__} names no organization: set its org_id, or add it through a repository "
+            "that has one"
+        )
+
+
 @event.listens_for(SyncScopedSession, "do_orm_execute")
 def _filter_org(state: ORMExecuteState) -> None:
     """Give the caller's own ORM statements the filter: it prunes partitions, and routes on a sharded engine.

@@ -133,8 +133,8 @@ def _columns_of_unique_key(table_name: str | None, constraint: str) -> tuple[str
 
     Not cached: a model may be declared at any time, and a conflict costs a round trip anyway.
     """
-    tables = [cast("Table", m.local_table) for m in Base.registry.mappers if isinstance(m.local_table, Table)]
-    for table in tables:
+    for mapper in Base.registry.mappers:
+        table = cast("Table", mapper.local_table)  # pyright: ignore[reportUnknownMemberType]
         if table.name != table_name:
             continue
         if constraint in {table.primary_key.name, f"{table.name}_pkey"}:
