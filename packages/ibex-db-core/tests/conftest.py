@@ -7,15 +7,16 @@ from uuid import UUID, uuid4
 import asyncpg
 import pytest
 import wire as wire_proxy
+from sqlalchemy import text
+from toys import AddBot, ToyBase
+from wire import Wire
+
 from ibex_db_core import Database, EngineSettings, Migrator
 from ibex_db_core.engine import create_engine
 from ibex_db_core.policies import OWNER_ROLE, secure_all
 from ibex_db_core.provisioning import PLATFORM_LOGIN, SERVICE_LOGIN, Cluster
 from ibex_db_core.testing import TestDatabase
 from ibex_db_core.url import parse
-from sqlalchemy import text
-from toys import AddBot, ToyBase
-from wire import Wire
 
 ONE = EngineSettings(pool_size=1, max_overflow=0, pool_timeout=5.0)
 """One connection, so that whatever a transaction leaves behind, the next one meets."""

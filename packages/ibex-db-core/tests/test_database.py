@@ -9,6 +9,10 @@ from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
+from sqlalchemy import URL, select, text
+from toys import Bot, BotRepository, Org, OrgRepository
+from wire import Wire
+
 from ibex_db_core import (
     AccessDeniedError,
     CommitUnknownError,
@@ -27,9 +31,6 @@ from ibex_db_core import (
 from ibex_db_core.policies import OWNER_ROLE, PLATFORM_ROLE, SEARCH_ROLE
 from ibex_db_core.provisioning import SERVICE_LOGIN, Cluster, replace_login
 from ibex_db_core.testing import TestDatabase
-from sqlalchemy import URL, select, text
-from toys import Bot, BotRepository, Org, OrgRepository
-from wire import Wire
 
 
 async def slugs(admin: asyncpg.Connection, org_id: UUID) -> list[str]:

@@ -6,13 +6,14 @@ from uuid import UUID, uuid4
 import asyncpg
 import pgvector
 import pytest
+from sqlalchemy import text
+from toys import BotRepository
+from wire import Wire
+
 from ibex_db_core import ConfigurationError, ConnectionLostError, Database, EngineSettings, PoolExhaustedError
 from ibex_db_core.engine import create_engine
 from ibex_db_core.testing import TestDatabase
 from ibex_db_core.url import parse
-from sqlalchemy import text
-from toys import BotRepository
-from wire import Wire
 
 
 async def gone(admin: asyncpg.Connection, pid: object) -> None:
@@ -79,7 +80,7 @@ async def test_an_exhausted_pool_is_told_at_the_door(toy_database: TestDatabase,
 
 
 @pytest.mark.parametrize("setting", ["statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout"])
-async def test_a_timeout_holds_within_transactions_and_not_on_the_connection(
+async def test_a_timeout_holds_on_every_connection_and_costs_no_transaction_anything(
     toy_database: TestDatabase, acme: UUID, setting: str
 ) -> None:
     settings = EngineSettings(pool_size=1, statement_timeout=7, lock_timeout=7, idle_timeout=7)
@@ -87,7 +88,21 @@ async def test_a_timeout_holds_within_transactions_and_not_on_the_connection(
         async with db.tenant(acme) as session:
             assert await session.scalar(text(f"SHOW {setting}")) == "7s"
         async with db.engine.connect() as connection:
-            assert await connection.scalar(text(f"SHOW {setting}")) == "0"
+            assert await connection.scalar(text(f"SHOW {setting}")) == "7s"
+
+    assert settings.each_transaction == ""
+
+
+async def test_behind_pgbouncer_a_timeout_rides_in_begin_and_leaves_nothing_on_the_connection(
+    toy_database: TestDatabase, acme: UUID
+) -> None:
+    async with toy_database.connect(EngineSettings(pool_size=1, statement_timeout=7, statement_cache_size=0)) as db:
+        async with db.tenant(acme) as session:
+            assert await session.scalar(text("SHOW statement_timeout")) == "7s"
+            assert await session.scalar(text("SHOW plan_cache_mode")) == "force_custom_plan"
+        async with db.engine.connect() as connection:
+            assert await connection.scalar(text("SHOW statement_timeout")) == "0"
+            assert await connection.scalar(text("SHOW plan_cache_mode")) == "auto"
 
 
 async def test_every_transaction_plans_for_its_own_values_and_searches_the_index_deeply(
@@ -168,7 +183,7 @@ async def test_a_login_or_a_database_that_is_not_there_is_told_as_configuration(
 
     for address in (nobody, nowhere):
         engine = create_engine(parse(address), EngineSettings())
-        with pytest.raises(ConfigurationError, match="check the database URL") as caught:
+        with pytest.raises(ConfigurationError, match="check user, password and database") as caught:
             async with engine.connect():
                 pass
         assert isinstance(caught.value.__cause__, asyncpg.PostgresError)

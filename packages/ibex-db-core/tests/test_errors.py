@@ -4,6 +4,7 @@ import pickle
 from uuid import UUID
 
 import pytest
+
 from ibex_db_core import errors
 from ibex_db_core.errors import (
     CommitUnknownError,

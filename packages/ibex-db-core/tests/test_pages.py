@@ -7,13 +7,13 @@ from types import SimpleNamespace
 from uuid import UUID
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from ibex_db_core import InvalidInputError
-from ibex_db_core.pages import MAX_LIMIT, Order, after, encode_cursor, limit_of
+from hypothesis import given, strategies as st
 from sqlalchemy import ColumnElement
 from sqlalchemy.dialects import postgresql
 from toys import Bot, Mood
+
+from ibex_db_core import InvalidInputError
+from ibex_db_core.pages import MAX_LIMIT, Order, after, encode_cursor, limit_of
 
 NEWEST = [Order("created_at", Bot.created_at, True), Order("id", Bot.id, True)]  # type: ignore[arg-type]
 ID = UUID("00000000-0000-4000-8000-00000000000a")

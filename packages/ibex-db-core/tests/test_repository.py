@@ -7,6 +7,11 @@ from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
+from sqlalchemy import select
+from sqlalchemy.orm import selectinload
+from toys import AddBot, Bot, BotRepository, Entry, EntryRepository, Mood, Note, NoteRepository, Org, OrgRepository
+from wire import Wire
+
 from ibex_db_core import (
     AccessDeniedError,
     ConflictError,
@@ -17,10 +22,6 @@ from ibex_db_core import (
     ScopedSession,
     TenantMissingError,
 )
-from sqlalchemy import select
-from sqlalchemy.orm import selectinload
-from toys import AddBot, Bot, BotRepository, Entry, EntryRepository, Mood, Note, NoteRepository, Org, OrgRepository
-from wire import Wire
 
 
 @pytest.fixture
@@ -220,9 +221,9 @@ async def test_a_cursor_of_another_order_is_refused(bots: BotRepository) -> None
     await bots.add_many([Bot(slug="one"), Bot(slug="two")])
     page = await bots.list(limit=1, order_by=Bot.rank)
 
-    for options in ({}, {"order_by": Bot.slug}, {"order_by": Bot.rank, "descending": True}):
+    for order_by, descending in ((None, False), (Bot.slug, False), (Bot.rank, True)):
         with pytest.raises(InvalidInputError, match="cursor") as caught:
-            await bots.list(limit=1, cursor=page.next_cursor, **options)
+            await bots.list(limit=1, cursor=page.next_cursor, order_by=order_by, descending=descending)
         assert caught.value.field == "cursor"
 
 

@@ -6,6 +6,12 @@ from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
+from sqlalchemy import func, insert, make_url, select, text, update as sql_update
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
+from sqlalchemy.orm import selectinload
+from toys import Bot, BotRepository, Note, NoteRepository
+from wire import Wire
+
 from ibex_db_core import (
     AccessDeniedError,
     Database,
@@ -22,12 +28,6 @@ from ibex_db_core.policies import TENANT_SETTING
 from ibex_db_core.tenant import scope
 from ibex_db_core.testing import TestDatabase
 from ibex_db_core.url import parse
-from sqlalchemy import func, insert, make_url, select, text
-from sqlalchemy import update as sql_update
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
-from sqlalchemy.orm import selectinload
-from toys import Bot, BotRepository, Note, NoteRepository
-from wire import Wire
 
 SETTING = text(f"SELECT current_setting('{TENANT_SETTING}', true)")
 

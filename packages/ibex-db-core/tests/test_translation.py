@@ -5,6 +5,11 @@ from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
+from sqlalchemy import exc as sa_exc, insert, text, update as sql_update
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+from sqlalchemy.orm.exc import StaleDataError
+from toys import Bot, BotRepository, Entry, Note, NoteRepository
+
 from ibex_db_core import (
     AccessDeniedError,
     ConflictError,
@@ -25,12 +30,6 @@ from ibex_db_core import (
 )
 from ibex_db_core.testing import TestDatabase
 from ibex_db_core.translation import translate
-from sqlalchemy import exc as sa_exc
-from sqlalchemy import insert, text
-from sqlalchemy import update as sql_update
-from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
-from sqlalchemy.orm.exc import StaleDataError
-from toys import Bot, BotRepository, Entry, Note, NoteRepository
 
 
 async def test_a_conflict_names_the_constraint_the_table_and_the_values(db: Database, acme: UUID) -> None:

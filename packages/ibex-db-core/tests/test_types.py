@@ -11,14 +11,14 @@ import asyncpg
 import numpy as np
 import pgvector
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from ibex_db_core import Database, InvalidInputError, VectorLike
-from ibex_db_core.types import Vector, pack_vector
+from hypothesis import given, strategies as st
 from sqlalchemy import make_url, select, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from toys import Bot, BotRepository, Mood
 from wire import Wire
+
+from ibex_db_core import Database, InvalidInputError, VectorLike
+from ibex_db_core.types import Vector, pack_vector
 
 # In double precision none of them is what float32 makes of it.
 NUMBERS = [0.1, -0.2, 0.3]

@@ -1,9 +1,10 @@
 """Addresses: every spelling that people paste, one meaning, and never a password in a message."""
 
 import pytest
+from sqlalchemy import make_url
+
 from ibex_db_core.errors import ConfigurationError
 from ibex_db_core.url import parse
-from sqlalchemy import make_url
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,12 @@ from decimal import Decimal
 from uuid import UUID, uuid4
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from ibex_db_core import Database, InvalidInputError, validation
+from hypothesis import given, strategies as st
 from sqlalchemy import insert
 from toys import Bot, BotRepository, Mood, Note, Org
 from wire import Wire
+
+from ibex_db_core import Database, InvalidInputError, validation
 
 BAD: list[tuple[str, object, str]] = [
     ("slug", "", "must not be blank"),

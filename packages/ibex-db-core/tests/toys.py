@@ -10,11 +10,12 @@ from decimal import Decimal
 from enum import StrEnum
 from uuid import UUID
 
+from sqlalchemy import BigInteger, CheckConstraint, Index, MetaData, Numeric, String, UniqueConstraint, func, text
+from sqlalchemy.orm import Mapped, mapped_column, relationship
+
 from ibex_db_core import Base, BaseRepository, Created, Identified, OrgScoped, SoftDeleted, Timestamped, Vector
 from ibex_db_core.base import NAMES, SCHEMA, json_is_object, parent_key
 from ibex_db_core.types import Json, enum_type
-from sqlalchemy import BigInteger, CheckConstraint, Index, MetaData, Numeric, String, UniqueConstraint, func, text
-from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 DIM = 3
 

@@ -15,14 +15,15 @@ from sqlalchemy import (
     Result,
     Select,
     Table,
+    TextClause,
     UniqueConstraint,
     Update,
     delete,
+    exists as sql_exists,
     func,
     select,
     update,
 )
-from sqlalchemy import exists as sql_exists
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import InstrumentedAttribute, Mapper
@@ -226,7 +227,7 @@ class BaseRepository(Generic[T]):
         fixed = {"id", "org_id", "created_at", "updated_at"} & changes.keys()
         if fixed:
             raise InvalidInputError(fixed.pop(), "a new value", "cannot be changed")
-        values = {field: validation.check(self.model, field, value) for field, value in changes.items()}
+        values = self._complete({field: validation.check(self.model, field, value) for field, value in changes.items()})
         ident = validation.uuid("id", ident)
         statement = update(self.model).where(*self._scope(), self._id == ident).values(values)
         return await self._change(statement, ident)
@@ -328,6 +329,10 @@ class BaseRepository(Generic[T]):
             raise TenantMissingError(f"name the organization: {type(self).__name__}(session, org_id)")
         return self._org_id
 
+    def _complete(self, values: dict[str, object]) -> dict[str, object]:
+        """Add to checked changes what follows from them, for example the hash of a new content."""
+        return values
+
     def _scope(self, *, include_deleted: bool = False) -> Sequence[ColumnElement[bool]]:
         """Return the conditions that every statement carries: the organization, and not deleted."""
         conditions: list[ColumnElement[bool]] = []
@@ -357,8 +362,12 @@ class BaseRepository(Generic[T]):
         if self._guard is not None:
             await self._guard.ensure()
 
-    async def _execute(self, statement: Executable, parameters: Any = None, **options: object) -> Result[Any]:
+    async def _execute(
+        self, statement: Executable, parameters: Any = None, **options: object
+    ) -> Result[*tuple[Any, ...]]:
         """Run a statement that already names the organization."""
+        if isinstance(statement, TextClause):
+            await self._flush()  # as the session itself does before ORM statements
         await self._ready()
         try:
             return await self._session.execute(statement, parameters, execution_options={SCOPED: True, **options})

@@ -96,7 +96,7 @@ class SyncScopedSession(Session):
     """The synchronous half of ScopedSession: arms BEGIN, fills org_id in, completes identities."""
 
     org_id: UUID | None = None
-    settings: str = ""
+    settings: str | None = None
 
     def get(self, entity: Any, ident: Any, **options: Any) -> Any:
         """Load by key; the bare id stands for (org_id, id)."""
@@ -159,7 +159,7 @@ def scope(session: ScopedSession, org_id: UUID | None, settings: str) -> None:
         TenantMismatchError: it is bound already; its identity map would hand one tenant's objects to the other.
     """
     sync = cast("SyncScopedSession", session.sync_session)
-    if sync.settings:
+    if sync.settings is not None:
         raise TenantMismatchError(sync.org_id, org_id, "binding")
     sync.org_id = org_id
     sync.settings = settings
@@ -169,7 +169,7 @@ def scope(session: ScopedSession, org_id: UUID | None, settings: str) -> None:
 def _arm(session: SyncScopedSession, transaction: SessionTransaction, connection: Connection) -> None:
     if transaction.nested:
         return  # a savepoint: its transaction already carries the tenant
-    if not session.settings:
+    if session.settings is None:
         raise TenantMissingError
     driver = connection.connection.driver_connection
     # Not isinstance(): asyncpg's metaclass takes every connection for an instance of every connection class.

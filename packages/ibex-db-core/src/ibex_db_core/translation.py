@@ -10,8 +10,7 @@ from typing import cast
 
 import asyncpg
 from sqlalchemy import Column, Table, UniqueConstraint
-from sqlalchemy.exc import DBAPIError, StatementError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.exc import DBAPIError, StatementError, TimeoutError as PoolTimeoutError
 from sqlalchemy.orm.exc import StaleDataError
 from sqlalchemy.sql.elements import ClauseElement, TextClause
 from sqlalchemy.sql.visitors import iterate
@@ -57,16 +56,20 @@ _BY_STATE: dict[str, tuple[_Told, str]] = {
     "40001": (SerializationError, "run it again: db.run() does"),
     "40P01": (DeadlockError, "run it again: db.run() does"),
     "55P03": (LockTimeoutError, "another transaction holds the row: run it again, or raise lock_timeout"),
+    "28000": (DatabaseError, "check the login of the URL, and pg_hba.conf"),
+    "28P01": (DatabaseError, "check user and password of the URL"),
+    "3D000": (DatabaseError, "name a database that exists, or create it"),
     "57014": (StatementTimeoutError, "narrow the statement, or raise statement_timeout"),
 }
 # 08xxx: the connection broke; 57P01..3: the server is going down or coming up; 25P03/25P04: the server
 # ended a transaction that was idle, or ran, for too long; 53300: no free slot on the server.
 _LOST = ("08", "57P", "25P03", "25P04", "53300")
-# 28xxx: no such login, or another password; 3D000: no such database.
-_REFUSED = ("28", "3D000")
+
+# 28: the server does not know this user or password; 3D: no such database.
+_REFUSED_LOGIN = ("28", "3D")
 
 # An index of a partition carries its parent's name and the partition's number.
-_PARTITION = re.compile(r"_p\d+$")
+_PARTITION = re.compile(r"_p\d+(?=\"|$)")
 
 
 def translate(exc: BaseException, parameters: Mapping[str, object] | None = None) -> IbexError | None:
@@ -94,7 +97,10 @@ def translate(exc: BaseException, parameters: Mapping[str, object] | None = None
     if isinstance(exc, asyncpg.ClientConfigurationError):
         return ConfigurationError(f"the database URL asks for what the driver cannot do: {exc}")
     if isinstance(exc, (OSError, TimeoutError)):
-        return ConnectionLostError(f"no connection to the database: {str(exc) or type(exc).__name__}")
+        return ConnectionLostError(
+            f"no connection to the database: {str(exc) or type(exc).__name__}; "
+            "check host and port of the URL, and that the server runs"
+        )
     if isinstance(exc, (asyncpg.PostgresError, asyncpg.InterfaceError)):
         return _from_driver(exc, None)
     return None
@@ -111,9 +117,10 @@ def _from_driver(
         return DatabaseError(said)
     if state.startswith(_LOST):
         return ConnectionLostError(f"the connection broke ({said}); what was not committed is gone", sqlstate=state)
-    if state.startswith(_REFUSED):
-        return ConfigurationError(f"the server refuses the login: {said}; check the database URL [{state}]")
+    if state.startswith(_REFUSED_LOGIN):
+        return ConfigurationError(f"{said}: check user, password and database of the URL [{state}]")
     kind, way_out = _BY_STATE.get(state, (DatabaseError, "see the cause"))
+    said = _PARTITION.sub("", said)
     constraint = cast("str | None", getattr(driver, "constraint_name", None))
     table = cast("str | None", getattr(driver, "table_name", None))
     values: dict[str, object] = {}

@@ -3,10 +3,9 @@
 import math
 import sys
 from array import array
-from collections.abc import Callable, Mapping, Sequence
-from collections.abc import Set as AbstractSet
+from collections.abc import Callable, Mapping, Sequence, Set as AbstractSet
 from enum import StrEnum
-from typing import TYPE_CHECKING, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, TypeAlias, TypeVar, Union
 
 import pgvector
 from pgvector.sqlalchemy import Vector as _PgVector
@@ -19,10 +18,8 @@ if TYPE_CHECKING:
     import numpy as np
 
     NDArray: TypeAlias = np.ndarray[tuple[int, ...], np.dtype[np.floating]]
-else:
-    NDArray = "numpy.ndarray"
 
-VectorLike: TypeAlias = "Sequence[float] | array[float] | pgvector.Vector | NDArray"
+VectorLike: TypeAlias = Union[Sequence[float], "array[float]", pgvector.Vector, "NDArray"]
 """What a vector may be given as: a list, tuple or array of numbers, a numpy array, a pgvector.Vector."""
 
 JsonObject: TypeAlias = dict[str, object]
@@ -95,11 +92,11 @@ class Vector(_PgVector):
 
     cache_ok = True
 
-    def bind_processor(self, dialect: Dialect) -> "Callable[[VectorLike | None], object]":
+    def bind_processor(self, dialect: Dialect) -> Callable[[VectorLike | None], object]:
         """Hand asyncpg's codec a packed vector; text for engines that lack the codec."""
         binary = getattr(dialect, BINARY_VECTORS, False)
 
-        def process(value: "VectorLike | None") -> object:
+        def process(value: VectorLike | None) -> object:
             if value is None:
                 return None
             packed = pack_vector(value, dim=self.dim)

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
 from enum import StrEnum
+from functools import cache
 from typing import cast
 from uuid import UUID
 
@@ -37,17 +38,26 @@ def check(model: type[DeclarativeBase], field: str, value: object) -> object:
     Raises:
         InvalidInputError: the model has no such field, or the value breaks its rule.
     """
+    checks = _checks(model)
+    if field not in checks:
+        raise InvalidInputError(field, value, f"is no field of {model.__name__}; it has {', '.join(sorted(checks))}")
+    return checks[field](value)
+
+
+@cache
+def _checks(model: type[DeclarativeBase]) -> dict[str, Check]:
     mapper = cast("Mapper[object]", model.__mapper__)
-    prop = mapper.column_attrs.get(field)
-    column = prop.columns[0] if prop is not None else None
-    if not isinstance(column, Column):
-        known = ", ".join(sorted(attr.key for attr in mapper.column_attrs))
-        raise InvalidInputError(field, value, f"is no field of {model.__name__}; it has {known}")
-    return checker(field, cast("Column[object]", column))(value)
+    return {
+        attribute.key: checker(attribute.key, cast("Column[object]", attribute.columns[0]))
+        for attribute in mapper.column_attrs
+        if isinstance(attribute.columns[0], Column)
+    }
 
 
 def checker(field: str, column: "Column[object]") -> Check:
     """Return the check for one column: value in, value as stored out, InvalidInputError where it breaks a rule."""
+    if column.computed is not None:
+        return lambda value: _generated(field, value)
     rule = _rule(field, column)
     generated = column.default is not None or column.server_default is not None or column.primary_key
 
@@ -59,6 +69,10 @@ def checker(field: str, column: "Column[object]") -> Check:
         return rule(value)
 
     return run
+
+
+def _generated(field: str, value: object) -> object:
+    raise InvalidInputError(field, value, "is made by the database: leave it out")
 
 
 def _rule(field: str, column: "Column[object]") -> Check:

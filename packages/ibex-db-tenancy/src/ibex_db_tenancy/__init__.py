@@ -19,6 +19,7 @@ from ibex_db_tenancy.models import (
 from ibex_db_tenancy.repositories import (
     AgentRepository,
     DirectiveRepository,
+    IssuedToken,
     OrganizationRepository,
     TokenRepository,
     UserRepository,
@@ -33,6 +34,7 @@ __all__ = [
     "DirectiveVersion",
     "DirectiveVersionStatus",
     "InvalidTokenError",
+    "IssuedToken",
     "Organization",
     "OrganizationRepository",
     "OrganizationStatus",

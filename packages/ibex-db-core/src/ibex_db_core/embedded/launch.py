@@ -5,6 +5,7 @@ import os
 import select
 import shutil
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
@@ -138,7 +139,8 @@ def _socket_folder(home: Path, account: Account) -> Path:
     name = hashlib.sha256(f"{account.uid}:{home}".encode()).hexdigest()[:12]
     folder = parent / f"ibex-db-{name}"
     with suppress(FileNotFoundError):
-        if folder.lstat().st_uid in {account.uid, os.geteuid()}:
+        status = folder.lstat()
+        if stat.S_ISDIR(status.st_mode) and status.st_uid in {account.uid, os.geteuid()}:
             shutil.rmtree(folder)
     try:
         folder.mkdir(mode=0o700)

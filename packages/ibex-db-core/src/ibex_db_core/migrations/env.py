@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 if context.is_offline_mode():
     context.configure(
         dialect_name="postgresql",
+        dialect_opts={"paramstyle": "named"},  # the default one doubles every % of our functions
         target_metadata=metadata(),
         version_table_schema=SCHEMA,
         literal_binds=True,

@@ -1,7 +1,6 @@
 """Sessions, checkpoints, memories and what hangs on them."""
 
 import ibex_db_tenancy  # noqa: F401  # pyright: ignore[reportUnusedImport] - parents of these tables
-
 from ibex_db_memory.models.checkpoint import Checkpoint
 from ibex_db_memory.models.enums import (
     SESSION_STEPS,

@@ -5,28 +5,45 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, cast
 from uuid import UUID
 
+from sqlalchemy import (
+    CheckConstraint,
+    Column,
+    Computed,
+    Index,
+    Numeric,
+    String,
+    event,
+    func,
+    inspect,
+    text,
+    type_coerce,
+)
+from sqlalchemy.dialects.postgresql import TSVECTOR
+from sqlalchemy.engine.default import DefaultExecutionContext
+from sqlalchemy.orm import Mapped, column_property, declared_attr, mapped_column, relationship, validates
+
 from ibex_db_core.base import Base, OrgScoped, SoftDeleted, Timestamped, json_is_object, parent_key
 from ibex_db_core.errors import InvalidInputError
 from ibex_db_core.types import JsonObject, Vector, enum_type
-from sqlalchemy import CheckConstraint, Computed, Index, Numeric, String, event, func, inspect, text
-from sqlalchemy.dialects.postgresql import TSVECTOR
-from sqlalchemy.engine.default import DefaultExecutionContext
-from sqlalchemy.orm import Mapped, mapped_column, relationship
-
 from ibex_db_memory.content import MAX_CONTENT_LENGTH, MIN_CONTENT_LENGTH, content_hash
 from ibex_db_memory.models.enums import MemoryCategory, MemorySource, MemoryStatus
 
 if TYPE_CHECKING:
-    from ibex_db_tenancy import Agent
-
     from ibex_db_memory.models.memory_tag import MemoryTag
     from ibex_db_memory.models.memory_version import MemoryVersion
     from ibex_db_memory.models.session import Session
+    from ibex_db_tenancy import Agent
 
 EMBEDDING_DIMENSIONS = 384
 """Numbers in an embedding: what all-MiniLM-L6-v2 and its kin make."""
 
 _UNIT = {"range": (0, 1)}
+
+# A column of the table and not of the mapper, which would have every INSERT and
+# UPDATE return what the database computed: kilobytes that nobody reads.
+_SEARCH_VECTOR: Column[str] = Column(
+    "search_vector", TSVECTOR, Computed("to_tsvector('english'::regconfig, content)", persisted=True), nullable=False
+)
 
 
 def _hash_of_inserted(context: DefaultExecutionContext) -> str:
@@ -52,6 +69,7 @@ class Memory(OrgScoped, SoftDeleted, Timestamped, Base):
         valid_from, valid_until: when the statement holds in the world, half-open: [from, until).
         expires_at: when expire_due() may take it; searches hide it from then on.
         metadata_: column ``metadata``; assign a new dict to change it, edits in place go unseen.
+        search_vector: for queries only; made by the database from content, and never read.
         tags: load with ``selectinload(Memory.tags)``.
         versions: by version_num, oldest first; load with ``selectinload(Memory.versions)``.
     """
@@ -88,11 +106,15 @@ class Memory(OrgScoped, SoftDeleted, Timestamped, Base):
     valid_until: Mapped[datetime | None]
     expires_at: Mapped[datetime | None]
     metadata_: Mapped[JsonObject] = mapped_column("metadata", default=dict, server_default=text("'{}'::jsonb"))
-    search_vector: Mapped[str] = mapped_column(
-        TSVECTOR,
-        Computed("to_tsvector('english'::regconfig, content)", persisted=True),
-        deferred=True,
-        deferred_raiseload=True,
+
+    @declared_attr.directive
+    @classmethod
+    def __mapper_args__(cls) -> dict[str, object]:
+        """Keep the mapper's hands off the column that the next attribute reads."""
+        return {**Base.__mapper_args__, "exclude_properties": ["search_vector"]}
+
+    search_vector: Mapped[str] = column_property(
+        type_coerce(_SEARCH_VECTOR, TSVECTOR), deferred=True, raiseload=True, expire_on_flush=False
     )
 
     # This one owns org_id: a memory that is attached to an agent gets its
@@ -115,7 +137,14 @@ class Memory(OrgScoped, SoftDeleted, Timestamped, Base):
         viewonly=True,  # the database writes them
     )
 
+    @validates("content")
+    def _follow_content(self, _key: str, content: str) -> str:
+        """Keep content_hash in step; a validator runs after the column's own check."""
+        self.content_hash = content_hash(content)
+        return content
+
     __table_args__ = (
+        _SEARCH_VECTOR,
         parent_key("agents", "agent_id"),
         parent_key("sessions", "session_id", optional=True),
         parent_key("memories", "superseded_by", optional=True),
@@ -166,12 +195,6 @@ class Memory(OrgScoped, SoftDeleted, Timestamped, Base):
         # bump would enter the vector index anew (50-80 ms a search, measured).
         {"postgresql_partition_by": "HASH (org_id)"},
     )
-
-
-@event.listens_for(Memory.content, "set")
-def _follow_content(target: Memory, value: object, _old: object, _initiator: object) -> None:  # pyright: ignore[reportUnusedFunction]
-    """Keep content_hash in step with content."""
-    target.content_hash = content_hash(cast("str", value))
 
 
 @event.listens_for(Memory, "before_insert")

@@ -3,10 +3,10 @@
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-from ibex_db_core.base import Base, Created, OrgScoped, parent_key
 from sqlalchemy import CheckConstraint, Index, UniqueConstraint
 from sqlalchemy.orm import Mapped, relationship, validates
 
+from ibex_db_core.base import Base, Created, OrgScoped, parent_key
 from ibex_db_memory.content import MAX_TAG_LENGTH, normalise_tag
 
 if TYPE_CHECKING:

@@ -4,11 +4,11 @@ from decimal import Decimal
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-from ibex_db_core.base import Base, Created, OrgScoped, parent_key
-from ibex_db_core.types import JsonObject, enum_type
 from sqlalchemy import CheckConstraint, Numeric, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
+from ibex_db_core.base import Base, Created, OrgScoped, parent_key
+from ibex_db_core.types import JsonObject, enum_type
 from ibex_db_memory.models.enums import MemoryCategory, MemoryStatus, VersionOperation
 
 if TYPE_CHECKING:

@@ -4,17 +4,16 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-from ibex_db_core.base import Base, OrgScoped, Timestamped, json_is_object, parent_key
-from ibex_db_core.types import JsonObject, enum_type
 from sqlalchemy import CheckConstraint, Index, func, text
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
+from ibex_db_core.base import Base, OrgScoped, Timestamped, json_is_object, parent_key
+from ibex_db_core.types import JsonObject, enum_type
 from ibex_db_memory.models.enums import SessionStatus
 
 if TYPE_CHECKING:
-    from ibex_db_tenancy import Agent, DirectiveVersion, User
-
     from ibex_db_memory.models.checkpoint import Checkpoint
+    from ibex_db_tenancy import Agent, DirectiveVersion, User
 
 _COUNT = {"range": (0, 2**31 - 1)}
 

@@ -5,11 +5,11 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-from ibex_db_core.base import Base, OrgScoped, SoftDeleted, Timestamped, json_is_object, parent_key
-from ibex_db_core.types import Json, JsonObject, enum_type
 from sqlalchemy import Index, text
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
+from ibex_db_core.base import Base, OrgScoped, SoftDeleted, Timestamped, json_is_object, parent_key
+from ibex_db_core.types import Json, JsonObject, enum_type
 from ibex_db_tenancy.models._rules import DESCRIPTION, NAME, SLUG
 
 if TYPE_CHECKING:

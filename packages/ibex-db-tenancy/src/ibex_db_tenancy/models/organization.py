@@ -3,11 +3,11 @@
 from enum import StrEnum
 from typing import TYPE_CHECKING, ClassVar
 
-from ibex_db_core.base import Base, Identified, SoftDeleted, Timestamped, json_is_object
-from ibex_db_core.types import Json, JsonObject, enum_type
 from sqlalchemy import UniqueConstraint, text
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
+from ibex_db_core.base import Base, Identified, SoftDeleted, Timestamped, json_is_object
+from ibex_db_core.types import Json, JsonObject, enum_type
 from ibex_db_tenancy.models._rules import NAME, SLUG
 
 if TYPE_CHECKING:

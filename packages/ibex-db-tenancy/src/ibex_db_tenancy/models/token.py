@@ -5,11 +5,11 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-from ibex_db_core.base import Base, OrgScoped, Timestamped, parent_key
-from ibex_db_core.types import enum_type
 from sqlalchemy import BigInteger, CheckConstraint, Index, String, UniqueConstraint, text
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
+from ibex_db_core.base import Base, OrgScoped, Timestamped, parent_key
+from ibex_db_core.types import enum_type
 from ibex_db_tenancy.models._rules import DESCRIPTION, NAME, SHA256_HEX, TextRule
 
 if TYPE_CHECKING:

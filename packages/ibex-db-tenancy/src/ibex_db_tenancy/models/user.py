@@ -4,11 +4,11 @@ from datetime import datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from ibex_db_core.base import Base, OrgScoped, SoftDeleted, Timestamped, json_is_object
-from ibex_db_core.types import Json, JsonObject, enum_type
 from sqlalchemy import Computed, Index, text
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
+from ibex_db_core.base import Base, OrgScoped, SoftDeleted, Timestamped, json_is_object
+from ibex_db_core.types import Json, JsonObject, enum_type
 from ibex_db_tenancy.models._rules import EMAIL, NAME
 
 if TYPE_CHECKING:

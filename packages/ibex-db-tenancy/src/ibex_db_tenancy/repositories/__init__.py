@@ -3,12 +3,13 @@
 from ibex_db_tenancy.repositories.agent import AgentRepository
 from ibex_db_tenancy.repositories.directive import DirectiveRepository
 from ibex_db_tenancy.repositories.organization import OrganizationRepository
-from ibex_db_tenancy.repositories.token import TokenRepository
+from ibex_db_tenancy.repositories.token import IssuedToken, TokenRepository
 from ibex_db_tenancy.repositories.user import UserRepository
 
 __all__ = [
     "AgentRepository",
     "DirectiveRepository",
+    "IssuedToken",
     "OrganizationRepository",
     "TokenRepository",
     "UserRepository",

@@ -5,7 +5,6 @@ from uuid import UUID
 
 from ibex_db_core import validation
 from ibex_db_core.repository import BaseRepository
-
 from ibex_db_tenancy.models import Agent
 
 

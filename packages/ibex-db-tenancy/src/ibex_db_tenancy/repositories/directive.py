@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from uuid import UUID
 
-from ibex_db_core import validation
-from ibex_db_core.repository import BaseRepository
 from sqlalchemy import Select, select
 
+from ibex_db_core import validation
+from ibex_db_core.repository import BaseRepository
 from ibex_db_tenancy.models import Directive, DirectiveVersion, DirectiveVersionStatus
 
 

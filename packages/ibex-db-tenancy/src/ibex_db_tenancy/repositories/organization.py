@@ -2,7 +2,6 @@
 
 from ibex_db_core import validation
 from ibex_db_core.repository import BaseRepository
-
 from ibex_db_tenancy.models import Organization
 
 

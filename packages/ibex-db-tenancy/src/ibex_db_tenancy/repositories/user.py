@@ -1,9 +1,9 @@
 """Users of an organization."""
 
-from ibex_db_core import validation
-from ibex_db_core.repository import BaseRepository
 from sqlalchemy import func
 
+from ibex_db_core import validation
+from ibex_db_core.repository import BaseRepository
 from ibex_db_tenancy.models import User
 
 

@@ -5,9 +5,10 @@ Revision ID: tenancy_0001
 
 import sqlalchemy as sa
 from alembic import op
+from sqlalchemy.dialects.postgresql import JSONB
+
 from ibex_db_core.base import SCHEMA
 from ibex_db_core.policies import OWNER_ROLE, secure
-from sqlalchemy.dialects.postgresql import JSONB
 
 revision = "tenancy_0001"
 down_revision = None

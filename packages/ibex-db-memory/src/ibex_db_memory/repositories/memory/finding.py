@@ -1,0 +1,197 @@
+"""Finding memories: by vector, near duplicates, and the hot ones."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from datetime import datetime
+from typing import cast
+from uuid import UUID
+
+from pgvector import Vector
+
+from ibex_db_core import validation
+from ibex_db_core.errors import InvalidInputError
+from ibex_db_core.repository import BaseRepository
+from ibex_db_core.types import JsonObject, VectorLike
+from ibex_db_memory.drafts import check_embedding
+from ibex_db_memory.models import Memory, MemoryCategory, MemorySource, MemoryStatus
+from ibex_db_memory.search import query, ranking
+from ibex_db_memory.search.filters import Filters, OneOrMany, limit_of
+from ibex_db_memory.search.plan import Plan, decide, sizes_for
+from ibex_db_memory.search.query import Hit, Hits
+from ibex_db_memory.search.ranking import HotMemory, HotWeights, ScoreParts
+
+
+class Finding(BaseRepository[Memory]):
+    """Searching an organization's memories."""
+
+    model = Memory
+
+    async def search(
+        self,
+        *,
+        embedding: VectorLike,
+        agent_id: OneOrMany | None = None,
+        limit: int = 10,
+        session_id: UUID | None = None,
+        categories: Iterable[MemoryCategory | str] | None = None,
+        sources: Iterable[MemorySource | str] | None = None,
+        statuses: Iterable[MemoryStatus | str] | None = None,
+        tags_any: Iterable[str] | None = None,
+        tags_all: Iterable[str] | None = None,
+        metadata: JsonObject | None = None,
+        min_confidence: float | None = None,
+        min_similarity: float | None = None,
+        created_after: datetime | None = None,
+        created_before: datetime | None = None,
+        embedding_model: str | None = None,
+        include_expired: bool = False,
+        include_deleted: bool = False,
+        exact: bool = False,
+    ) -> Hits:
+        """Return the memories that are most like a vector, best first.
+
+        A scope of at most 5,000 rows (the organization's, or the agents' that are
+        named) is scanned in full; a larger one is answered by the HNSW index, and
+        scanned where a filter left the index too few rows: a search returns
+        ``limit`` hits whenever that many match.
+
+        Args:
+            embedding: the query, shape (384,), of the model that made the memories' vectors.
+            agent_id: one agent or several; None: all of the organization.
+            limit: how many hits, 1 to 1000.
+            session_id: learned in this session.
+            categories: any of these.
+            sources: any of these.
+            statuses: any of these; None: active only.
+            tags_any: at least one of these tags.
+            tags_all: every one of these tags.
+            metadata: contained in the memory's metadata (jsonb @>).
+            min_confidence: in [0, 1].
+            min_similarity: cosine similarity, in [-1, 1].
+            created_after: made at or after, aware.
+            created_before: made before, aware.
+            embedding_model: vectors of this model only.
+            include_expired: also memories past their expires_at.
+            include_deleted: also soft-deleted memories.
+            exact: scan the whole scope whatever its size.
+
+        Raises:
+            InvalidInputError: a value that breaks its rule; or hits whose vectors come from several models.
+        """
+        filters = Filters.of(
+            agent_id=agent_id,
+            session_id=session_id,
+            categories=categories,
+            sources=sources,
+            statuses=statuses,
+            tags_any=tags_any,
+            tags_all=tags_all,
+            metadata=metadata,
+            min_confidence=min_confidence,
+            created_after=created_after,
+            created_before=created_before,
+            embedding_model=embedding_model,
+            include_expired=include_expired,
+            include_deleted=include_deleted,
+        )
+        least = None if min_similarity is None else validation.number("min_similarity", min_similarity, -1, 1)
+        hits = await self._nearest(_required(embedding), filters, limit_of(limit), exact=exact)
+        _refuse_mixed_models(hits)
+        if least is not None:
+            return Hits([hit for hit in hits if cast("float", hit.similarity) >= least], hits.plan)
+        return hits
+
+    async def find_similar(
+        self,
+        embedding: VectorLike,
+        *,
+        threshold: float = 0.9,
+        agent_id: OneOrMany | None = None,
+        limit: int = 10,
+        embedding_model: str | None = None,
+    ) -> Hits:
+        """Return the near duplicates of a vector: active memories at or above a cosine similarity, best first.
+
+        Args:
+            embedding: shape (384,).
+            threshold: cosine similarity, in [-1, 1].
+            agent_id: one agent or several; None: all of the organization.
+            limit: how many at most, 1 to 1000.
+            embedding_model: vectors of this model only.
+        """
+        return await self.search(
+            embedding=embedding,
+            agent_id=agent_id,
+            limit=limit,
+            min_similarity=threshold,
+            embedding_model=embedding_model,
+        )
+
+    async def hot(
+        self,
+        agent_id: OneOrMany,
+        *,
+        limit: int = 10,
+        categories: Iterable[MemoryCategory | str] | None = None,
+        weights: HotWeights | None = None,
+        explain: bool = False,
+    ) -> Sequence[HotMemory]:
+        """Return what an agent should have at hand, hottest first; ibex_db_memory.search.ranking has the score.
+
+        Args:
+            agent_id: one agent or several.
+            limit: how many, 1 to 1000.
+            categories: any of these.
+            weights: other weights and half-lives than the documented ones.
+            explain: also return the parts of each score.
+        """
+        filters = Filters.of(agent_id=agent_id, categories=categories)
+        parameters = {
+            "org_id": self._tenant,
+            "limit": limit_of(limit),
+            **filters.parameters,
+            **(weights or HotWeights()).parameters,
+        }
+        rows = (await self._execute(ranking.statement(filters.shape), parameters)).all()
+        return [HotMemory(memory, score, ScoreParts(*parts) if explain else None) for memory, score, *parts in rows]
+
+    async def _nearest(self, embedding: Vector, filters: Filters, limit: int, *, exact: bool) -> Hits:
+        plan = Plan(exact=True, reason="asked for") if exact else decide(await self._scope_size(filters))
+        hits = await self._scan(embedding, filters, limit, exact=plan.exact)
+        if not plan.exact and len(hits) < limit:
+            # The index gave up (hnsw.max_scan_tuples) before the filters had let enough through.
+            hits = await self._scan(embedding, filters, limit, exact=True)
+            plan = replace(plan, exact=True, rescanned=True, reason=f"{plan.reason}, but the index found too few")
+        return Hits(hits, plan)
+
+    async def _scan(self, embedding: Vector, filters: Filters, limit: int, *, exact: bool) -> Sequence[Hit]:
+        parameters = {"org_id": self._tenant, "query": embedding, "limit": limit, **filters.parameters}
+        rows = (await self._execute(query.statement(filters.shape, exact=exact), parameters)).all()
+        return [Hit(memory, 1.0 - distance, 1.0 - distance) for memory, distance in rows]
+
+    async def _scope_size(self, filters: Filters) -> int:
+        async def count() -> int:
+            parameters: dict[str, object] = {"org_id": self._tenant}
+            if filters.agents is not None:
+                parameters["agents"] = list(filters.agents)
+            statement = query.scope_size(by_agent=filters.agents is not None)
+            return cast("int", (await self._execute(statement, parameters)).scalar_one())
+
+        return await sizes_for(self._session.get_bind()).get((self._tenant, filters.agents), count)
+
+
+def _required(embedding: VectorLike | None) -> Vector:
+    found = check_embedding(embedding)
+    if found is None:
+        raise InvalidInputError("embedding", None, "is required")
+    return found
+
+
+def _refuse_mixed_models(hits: Hits) -> None:
+    """Similarities of two models do not compare; silence would only look like an answer."""
+    models = {hit.memory.embedding_model for hit in hits}
+    if len(models) > 1:
+        named = ", ".join(sorted(str(model) for model in models))
+        raise InvalidInputError(
+            "embedding_model", None, f"must name one model: the nearest memories have vectors of {named}"
+        )

@@ -1,0 +1,143 @@
+"""The SQL of remember and remember_many.
+
+Both have the same parts: retire expired twins, insert what is new, tag it, and
+name the row that says it.  ``retired`` must be done before ``inserted`` starts,
+hence the count that reads it to its end.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Any, cast
+from uuid import UUID
+
+import pgvector
+from sqlalchemy import ARRAY, Column, Engine, Text, Uuid, bindparam, text
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.types import NullType
+
+from ibex_db_core.types import BINARY_VECTORS, Vector
+from ibex_db_memory.drafts import CheckedDraft
+from ibex_db_memory.models import EMBEDDING_DIMENSIONS, Memory
+
+# Column and SQL type of what a draft brings, in one order for both statements.
+_COLUMNS = {
+    "id": "uuid",
+    "agent_id": "uuid",
+    "session_id": "uuid",
+    "content": "text",
+    "content_hash": "text",
+    "embedding": "vector",
+    "embedding_model": "text",
+    "category": "text",
+    "source": "text",
+    "status": "text",
+    "confidence": "numeric",
+    "usefulness_score": "numeric",
+    "metadata": "jsonb",
+    "valid_from": "timestamptz",
+    "valid_until": "timestamptz",
+    "expires_at": "timestamptz",
+}
+_NAMES = ", ".join(_COLUMNS)
+_VALUES = ", ".join("COALESCE(i.valid_from, now())" if name == "valid_from" else f"i.{name}" for name in _COLUMNS)
+
+# The arbiter memories_content_hash_org; without its predicate ON CONFLICT is error 42P10.
+_CONFLICT = "ON CONFLICT (org_id, agent_id, content_hash) WHERE status = 'active' AND deleted_at IS NULL DO NOTHING"
+_TWIN = """m.org_id = :org_id AND m.agent_id = i.agent_id AND m.content_hash = i.content_hash
+            AND m.status = 'active' AND m.deleted_at IS NULL"""
+_WRITE = f"""
+    retired AS (
+        UPDATE ibex_core.memories m SET deleted_at = now() FROM input i
+        WHERE {_TWIN} AND m.expires_at <= now() AND i.status = 'active'
+        RETURNING 1
+    ), inserted AS (
+        INSERT INTO ibex_core.memories (org_id, {_NAMES})
+        SELECT :org_id, {_VALUES} FROM input i WHERE (SELECT count(*) FROM retired) >= 0
+        {_CONFLICT}
+        RETURNING *
+    )"""
+
+_READ = tuple(
+    cast("Column[Any]", column)
+    for column in Memory.__table__.columns
+    if column.name not in {"embedding", "search_vector"}
+)
+
+
+def _read(alias: str) -> str:
+    return ", ".join(f"{alias}.{column.name}" for column in _READ)
+
+
+def _one(name: str, kind: str) -> str:
+    return f"CAST(:{name} AS {kind}) AS {name}"
+
+
+REMEMBER_ONE = (
+    text(
+        f"""
+    WITH input AS (SELECT {", ".join(_one(name, kind) for name, kind in _COLUMNS.items())}), {_WRITE}, tagged AS (
+        INSERT INTO ibex_core.memory_tags (org_id, memory_id, tag)
+        SELECT :org_id, n.id, t.tag FROM inserted n, unnest(CAST(:tags AS text[])) AS t (tag)
+    )
+    SELECT {_read("n")} FROM inserted n
+    UNION ALL
+    SELECT {_read("m")} FROM ibex_core.memories m, input i
+    WHERE {_TWIN} AND i.status = 'active' AND NOT EXISTS (SELECT FROM inserted)
+        AND (m.expires_at IS NULL OR m.expires_at > now())
+    """
+    )
+    .bindparams(
+        bindparam("org_id", type_=Uuid()),
+        bindparam("embedding", type_=Vector(EMBEDDING_DIMENSIONS)),
+        bindparam("metadata", type_=JSONB()),
+        bindparam("tags", type_=ARRAY(Text())),
+    )
+    .columns(*_READ)
+)
+"""One memory: returns its row, or its twin's; nothing where a concurrent twin is not visible yet."""
+
+
+def _many(name: str, kind: str) -> str:
+    # jsonb travels as text: asyncpg's codec is set for single values.
+    return f"CAST(:{name} AS {'text' if kind == 'jsonb' else kind}[])"
+
+
+REMEMBER_MANY = text(
+    f"""
+    WITH input AS (
+        SELECT {", ".join(f"r.{name}::{kind} AS {name}" for name, kind in _COLUMNS.items())}
+        FROM unnest({", ".join(_many(name, kind) for name, kind in _COLUMNS.items())}) AS r ({_NAMES})
+    ), {_WRITE}, tagged AS (
+        INSERT INTO ibex_core.memory_tags (org_id, memory_id, tag)
+        SELECT :org_id, n.id, t.tag
+        FROM unnest(CAST(:tag_of AS uuid[]), CAST(:tag AS text[])) AS t (id, tag) JOIN inserted n USING (id)
+    )
+    SELECT i.id, COALESCE(n.id, m.id) FROM input i
+    LEFT JOIN inserted n ON n.id = i.id
+    LEFT JOIN ibex_core.memories m ON {_TWIN} AND n.id IS NULL AND (m.expires_at IS NULL OR m.expires_at > now())
+    """
+).bindparams(
+    bindparam("org_id", type_=Uuid()),
+    *(bindparam(name, type_=NullType()) for name in (*_COLUMNS, "tag_of", "tag")),
+)
+"""A batch: returns each draft's id and the id of the row that says it; NULL where that is not visible yet."""
+
+
+def columns_of(rows: Sequence[CheckedDraft], org_id: UUID, binary: bool) -> dict[str, object]:  # noqa: FBT001
+    """Turn rows into the arrays that REMEMBER_MANY takes."""
+    found: dict[str, object] = {"org_id": org_id}
+    for name, kind in _COLUMNS.items():
+        values = [row.values[name] for row in rows]
+        if kind == "jsonb":
+            values = [json.dumps(value) for value in values]
+        elif kind == "vector" and not binary:
+            values = [cast("pgvector.Vector", value).to_text() if value is not None else None for value in values]
+        found[name] = values
+    found["tag_of"] = [row.values["id"] for row in rows for _ in row.tags]
+    found["tag"] = [tag for row in rows for tag in row.tags]
+    return found
+
+
+def speaks_binary(bind: Engine) -> bool:
+    """Tell whether an engine's connections have the binary vector codec."""
+    return bool(getattr(bind.dialect, BINARY_VECTORS, False))

@@ -1,0 +1,279 @@
+"""Remembering: writes that know what is known already, one statement for a memory or for a thousand.
+
+Why no ON CONFLICT DO UPDATE: it would write a dead row, and bump updated_at, for
+every duplicate.  DO NOTHING writes nothing; the twin is read in the same
+statement.  Only where a concurrent writer committed the twin after this
+statement's snapshot is neither found, and the statement is run once more.
+"""
+
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from typing import Any, NamedTuple, cast
+from uuid import UUID, uuid4
+
+from sqlalchemy import select
+
+from ibex_db_core import validation
+from ibex_db_core.errors import InvalidInputError, SerializationError
+from ibex_db_core.repository import BaseRepository
+from ibex_db_core.types import JsonObject, VectorLike
+from ibex_db_memory.content import content_hash
+from ibex_db_memory.drafts import CheckedDraft, MemoryDraft, check_draft
+from ibex_db_memory.models import Memory, MemoryCategory, MemorySource, MemoryStatus
+from ibex_db_memory.repositories.memory import statements
+from ibex_db_memory.search.query import Hit
+
+# A statement that found neither its row nor the twin is tried again; each time
+# another transaction has inserted and removed the twin within microseconds.
+_TRIES = 20
+
+# Near a thousand rows a statement, the round trip no longer shows, and memory stays small.
+BATCH_SIZE = 1000
+_MAX_BATCH = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What became of one memory.
+
+    Attributes:
+        memory: the new row, or the one that says the same already.
+        created: False for a duplicate: the same normalised content, agent and organization.
+        near_duplicate: where near_duplicate_threshold was given, the most similar other memory at or above it.
+    """
+
+    memory: Memory
+    created: bool
+    near_duplicate: Hit | None = None
+
+
+class Outcome(NamedTuple):
+    """What became of one of many: the id of the row that says it, and whether it is new."""
+
+    id: UUID
+    created: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RememberedMany:
+    """What became of many memories.
+
+    Attributes:
+        outcomes: one for each draft, in the order given.
+    """
+
+    outcomes: Sequence[Outcome]
+
+    @property
+    def created(self) -> int:
+        """How many are new."""
+        return sum(outcome.created for outcome in self.outcomes)
+
+    @property
+    def duplicates(self) -> int:
+        """How many were known already, or came twice."""
+        return len(self.outcomes) - self.created
+
+
+class Writing(BaseRepository[Memory]):
+    """Remembering."""
+
+    model = Memory
+
+    async def remember(
+        self,
+        *,
+        agent_id: UUID,
+        content: str,
+        category: MemoryCategory | str,
+        embedding: VectorLike | None = None,
+        embedding_model: str | None = None,
+        source: MemorySource | str = MemorySource.EXTRACTED,
+        status: MemoryStatus | str = MemoryStatus.ACTIVE,
+        session_id: UUID | None = None,
+        confidence: Decimal | float | None = None,
+        tags: Iterable[str] = (),
+        metadata: JsonObject | None = None,
+        valid_from: datetime | None = None,
+        valid_until: datetime | None = None,
+        expires_at: datetime | None = None,
+        id: UUID | None = None,  # noqa: A002 - the column's name
+        near_duplicate_threshold: float | None = None,
+    ) -> Kept:
+        """Keep one statement, unless the agent keeps it already; one round trip, race-free.
+
+        A duplicate is left as it is: its tags, confidence and vector do not
+        change.  A twin that has expired counts as gone: it is soft-deleted and
+        the statement is kept anew.
+
+        Args:
+            agent_id: whose memory it is.
+            content: 1 to 8192 characters.
+            category: what kind of thing it says.
+            embedding: shape (384,), float32, need not be normalised; None is found by no vector search.
+            embedding_model: which model made the vector.
+            source: how it came to be.
+            status: ACTIVE or PENDING_REVIEW, as a rule; only active memories have duplicates.
+            session_id: where it was learned.
+            confidence: in [0, 1]; None is 0.8.
+            tags: each 1 to 64 characters when normalised.
+            metadata: a JSON object.
+            valid_from: since when it holds in the world; None is now.
+            valid_until: until when, exclusive.
+            expires_at: when it should be forgotten.
+            id: made by the caller; None makes one.
+            near_duplicate_threshold: also look for another memory of the agent at or above this cosine
+                similarity, in [-1, 1], and report it.  It is kept either way.
+
+        Raises:
+            InvalidInputError: which field, which value, which rule; before any SQL.
+            ForeignKeyError: no such agent or session in this organization.
+        """
+        draft = check_draft(
+            {
+                "agent_id": agent_id,
+                "content": content,
+                "category": category,
+                "embedding": embedding,
+                "embedding_model": embedding_model,
+                "source": source,
+                "status": status,
+                "session_id": session_id,
+                "confidence": confidence,
+                "tags": tags,
+                "metadata": {} if metadata is None else metadata,
+                "valid_from": valid_from,
+                "valid_until": valid_until,
+                "expires_at": expires_at,
+                "id": id,
+            },
+            uuid4(),
+        )
+        if near_duplicate_threshold is not None:
+            validation.number("near_duplicate_threshold", near_duplicate_threshold, -1, 1)
+            if embedding is None:
+                raise InvalidInputError("embedding", None, "is required to look for near duplicates")
+        statement = select(Memory).from_statement(statements.REMEMBER_ONE)
+        parameters = {"org_id": self._tenant, **draft.values, "tags": list(draft.tags)}
+        for _ in range(_TRIES):
+            memory = (await self._execute(statement, parameters, populate_existing=True)).scalars().one_or_none()
+            if memory is not None:
+                break
+        else:
+            raise _always_outrun()
+        near = None
+        if near_duplicate_threshold is not None:
+            near = await self._near_duplicate(memory, cast("VectorLike", embedding), near_duplicate_threshold)
+        return Kept(memory, memory.id == draft.values["id"], near)
+
+    async def remember_many(
+        self,
+        drafts: Iterable[MemoryDraft | Mapping[str, object]] | AsyncIterable[MemoryDraft | Mapping[str, object]],
+        *,
+        batch_size: int = BATCH_SIZE,
+        progress: Callable[[int], None] | None = None,
+    ) -> RememberedMany:
+        """Keep many statements, all or none, one statement a batch.
+
+        Reads the drafts as it goes, so a generator of 100,000 is never in memory as a whole.
+
+        Args:
+            drafts: MemoryDrafts or mappings of their fields.
+            batch_size: rows of one statement, 1 to 10,000.
+            progress: called after each batch with the number of drafts done so far.
+
+        Raises:
+            InvalidInputError: with ``index``, the position of the draft that is wrong; nothing is kept.
+        """
+        validation.integer("batch_size", batch_size, 1, _MAX_BATCH)
+        outcomes: list[Outcome] = []
+        await self._ready()
+        # A savepoint: whoever catches the error and goes on finds nothing half written.
+        async with self._session.begin_nested():
+            async for batch in _batches(drafts, batch_size):
+                outcomes.extend(await self._remember_batch(batch))
+                if progress is not None:
+                    progress(len(outcomes))
+        return RememberedMany(outcomes)
+
+    def _complete(self, values: dict[str, object]) -> dict[str, object]:
+        """Keep content_hash in step with content, in update() too."""
+        if "content_hash" in values:
+            raise InvalidInputError("content_hash", values["content_hash"], "is made from content: leave it out")
+        if "content" in values:
+            values["content_hash"] = content_hash(cast("str", values["content"]))
+        return values
+
+    async def _remember_batch(self, batch: Sequence[CheckedDraft]) -> Sequence[Outcome]:
+        first: dict[object, CheckedDraft] = {}
+        for draft in batch:
+            active = draft.values["status"] is MemoryStatus.ACTIVE
+            first.setdefault(draft.twin_key if active else draft.values["id"], draft)
+        # In the order of the unique index, so that two writers of the same contents do not deadlock.
+        rows = sorted(first.values(), key=lambda draft: (str(draft.values["agent_id"]), draft.values["content_hash"]))
+        kept: dict[UUID, UUID] = {}
+        for _ in range(_TRIES):
+            result = await self._execute(
+                statements.REMEMBER_MANY, statements.columns_of(rows, self._tenant, self._binary)
+            )
+            kept.update({wanted: found for wanted, found in result.all() if found is not None})
+            rows = [draft for draft in rows if draft.values["id"] not in kept]
+            if not rows:
+                break
+        else:
+            raise _always_outrun()
+        outcomes: list[Outcome] = []
+        for draft in batch:
+            wanted = cast("UUID", draft.values["id"])
+            active = draft.values["status"] is MemoryStatus.ACTIVE
+            leader = cast("UUID", first[draft.twin_key if active else wanted].values["id"])
+            outcomes.append(Outcome(kept[leader], kept[leader] == wanted))
+        return outcomes
+
+    async def _near_duplicate(self, memory: Memory, embedding: VectorLike, threshold: float) -> Hit | None:
+        from ibex_db_memory.repositories.memory.finding import Finding
+
+        hits = await Finding(self._session, self._org_id).find_similar(
+            embedding, threshold=threshold, agent_id=memory.agent_id, limit=2, embedding_model=memory.embedding_model
+        )
+        return next((hit for hit in hits if hit.memory.id != memory.id), None)
+
+    @property
+    def _binary(self) -> bool:
+        """Tell whether the session's connections have the binary vector codec: those of a Database do."""
+        return statements.speaks_binary(cast("Any", self._session.get_bind()))
+
+
+async def _batches(
+    drafts: Iterable[MemoryDraft | Mapping[str, object]] | AsyncIterable[MemoryDraft | Mapping[str, object]], size: int
+) -> AsyncIterator[Sequence[CheckedDraft]]:
+    batch: list[CheckedDraft] = []
+    index = 0
+    async for draft in _each(drafts):
+        try:
+            batch.append(check_draft(draft, uuid4()))
+        except InvalidInputError as exc:
+            raise InvalidInputError(exc.field, exc.value, exc.rule, index=index) from exc
+        index += 1
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+async def _each(
+    drafts: Iterable[MemoryDraft | Mapping[str, object]] | AsyncIterable[MemoryDraft | Mapping[str, object]],
+) -> AsyncIterator[MemoryDraft | Mapping[str, object]]:
+    if isinstance(drafts, AsyncIterable):
+        async for draft in drafts:
+            yield draft
+    else:
+        for draft in drafts:
+            yield draft
+
+
+def _always_outrun() -> SerializationError:
+    return SerializationError("another transaction kept inserting and removing the same content; run it again")

@@ -1,0 +1,192 @@
+"""What narrows a search: checked once, then one condition and one set of parameters each."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from datetime import datetime
+from enum import StrEnum
+from typing import TypeVar, cast
+from uuid import UUID
+
+from sqlalchemy import ARRAY, ColumnElement, Text, Uuid, bindparam, func, literal_column, or_, select
+from sqlalchemy.dialects.postgresql import JSONB
+
+from ibex_db_core import validation
+from ibex_db_core.errors import InvalidInputError
+from ibex_db_core.types import JsonObject
+from ibex_db_memory.drafts import check_tags
+from ibex_db_memory.models import Memory, MemoryCategory, MemorySource, MemoryStatus, MemoryTag
+
+E = TypeVar("E", bound=StrEnum)
+T = TypeVar("T")
+OneOrMany = UUID | Iterable[UUID]
+
+MAX_LIMIT = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Filters:
+    """The rows that a search may return; None or False leaves a filter out.
+
+    Made by :meth:`of`, which checks.  ``shape`` says which filters are present,
+    so that one statement is built, and compiled, for each shape.
+    """
+
+    agents: tuple[UUID, ...] | None = None
+    session_id: UUID | None = None
+    categories: tuple[str, ...] | None = None
+    sources: tuple[str, ...] | None = None
+    statuses: tuple[str, ...] | None = None
+    tags_any: tuple[str, ...] | None = None
+    tags_all: tuple[str, ...] | None = None
+    metadata: JsonObject | None = None
+    min_confidence: float | None = None
+    created_after: datetime | None = None
+    created_before: datetime | None = None
+    embedding_model: str | None = None
+    include_expired: bool = False
+    include_deleted: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        agent_id: OneOrMany | None = None,
+        session_id: UUID | None = None,
+        categories: Iterable[MemoryCategory | str] | None = None,
+        sources: Iterable[MemorySource | str] | None = None,
+        statuses: Iterable[MemoryStatus | str] | None = None,
+        tags_any: Iterable[str] | None = None,
+        tags_all: Iterable[str] | None = None,
+        metadata: JsonObject | None = None,
+        min_confidence: float | None = None,
+        created_after: datetime | None = None,
+        created_before: datetime | None = None,
+        embedding_model: str | None = None,
+        include_expired: bool = False,
+        include_deleted: bool = False,
+    ) -> "Filters":
+        """Check filters as a caller gives them.
+
+        Raises:
+            InvalidInputError: which filter, which value, which rule.
+        """
+        if created_after is not None:
+            validation.moment("created_after", created_after)
+        if created_before is not None:
+            validation.moment("created_before", created_before)
+        return cls(
+            agents=_agents(agent_id),
+            session_id=None if session_id is None else validation.uuid("session_id", session_id),
+            categories=_members("categories", MemoryCategory, categories),
+            sources=_members("sources", MemorySource, sources),
+            statuses=_members("statuses", MemoryStatus, statuses),
+            tags_any=None if tags_any is None else _some("tags_any", check_tags(tags_any)),
+            tags_all=None if tags_all is None else _some("tags_all", check_tags(tags_all)),
+            metadata=None if metadata is None else validation.json_object("metadata", metadata),
+            min_confidence=None
+            if min_confidence is None
+            else validation.number("min_confidence", min_confidence, 0, 1),
+            created_after=created_after,
+            created_before=created_before,
+            embedding_model=embedding_model
+            and validation.text("embedding_model", embedding_model, shortest=1, longest=255),
+            include_expired=include_expired,
+            include_deleted=include_deleted,
+        )
+
+    @property
+    def shape(self) -> frozenset[str]:
+        """The names of the filters that are present."""
+        return frozenset(name for name in _NAMES if getattr(self, name) not in (None, False))
+
+    @property
+    def parameters(self) -> Mapping[str, object]:
+        """The values of the filters that are present, by bind name."""
+        found: dict[str, object] = {}
+        for name in self.shape & _CONDITIONS.keys():
+            value = getattr(self, name)
+            found[f"f_{name}"] = list(cast("tuple[object, ...]", value)) if isinstance(value, tuple) else value
+        if self.tags_all is not None:
+            found["f_tags_all_count"] = len(self.tags_all)
+        return found
+
+
+_NAMES = tuple(entry.name for entry in fields(Filters))
+
+
+def conditions(shape: frozenset[str]) -> Sequence[ColumnElement[bool]]:
+    """Return the WHERE conditions for a shape; the values come as parameters."""
+    present = [_CONDITIONS[name] for name in _CONDITIONS if name in shape]
+    return present + [condition for name, condition in _UNLESS.items() if name not in shape]
+
+
+def _list(name: str, kind: Text | Uuid[UUID]) -> ColumnElement[object]:
+    return cast("ColumnElement[object]", func.any(bindparam(f"f_{name}", type_=ARRAY(kind))))
+
+
+def _tagged(name: str) -> "ColumnElement[bool]":
+    return (
+        select(MemoryTag.id)
+        .where(
+            MemoryTag.org_id == Memory.org_id,
+            MemoryTag.memory_id == Memory.id,
+            MemoryTag.tag == _list(name, Text()),
+        )
+        .exists()
+    )
+
+
+_TAGS_FOUND = (
+    select(func.count())
+    .select_from(MemoryTag)
+    .where(
+        MemoryTag.org_id == Memory.org_id, MemoryTag.memory_id == Memory.id, MemoryTag.tag == _list("tags_all", Text())
+    )
+    .scalar_subquery()
+)
+_CONDITIONS: Mapping[str, ColumnElement[bool]] = {
+    "agents": Memory.agent_id == _list("agents", Uuid()),
+    "session_id": Memory.session_id == bindparam("f_session_id", type_=Uuid()),
+    "categories": Memory.category == _list("categories", Text()),
+    "sources": Memory.source == _list("sources", Text()),
+    "statuses": Memory.status == _list("statuses", Text()),
+    "tags_any": _tagged("tags_any"),
+    "tags_all": bindparam("f_tags_all_count") == _TAGS_FOUND,
+    "metadata": Memory.metadata_.contains(bindparam("f_metadata", type_=JSONB())),
+    "min_confidence": Memory.confidence >= bindparam("f_min_confidence"),
+    "created_after": Memory.created_at >= bindparam("f_created_after"),
+    "created_before": Memory.created_at < bindparam("f_created_before"),
+    "embedding_model": Memory.embedding_model == bindparam("f_embedding_model"),
+}
+# What holds unless the filter of that name is present.
+_UNLESS: Mapping[str, ColumnElement[bool]] = {
+    "statuses": Memory.status == literal_column("'active'", Text()),
+    "include_expired": or_(Memory.expires_at.is_(None), Memory.expires_at > func.now()),
+    "include_deleted": Memory.deleted_at.is_(None),
+}
+
+
+def _agents(given: OneOrMany | None) -> tuple[UUID, ...] | None:
+    if given is None:
+        return None
+    many = given if isinstance(given, Iterable) and not isinstance(given, str) else (given,)
+    return _some("agent_id", [validation.uuid("agent_id", one) for one in many])
+
+
+def _members(field: str, kind: type[E], given: Iterable[E | str] | None) -> tuple[str, ...] | None:
+    if given is None:
+        return None
+    if isinstance(given, str):  # a str is an Iterable of str; a lone category would be taken letter by letter
+        given = [given]
+    return _some(field, [validation.enum_member(field, kind, one).value for one in given])
+
+
+def _some(field: str, values: Sequence[T]) -> tuple[T, ...]:
+    if not values:
+        raise InvalidInputError(field, [], "must not be empty: leave it out to have no filter")
+    return tuple(dict.fromkeys(values))
+
+
+def limit_of(limit: object) -> int:
+    """Check how many hits are asked for, 1 to 1000."""
+    return validation.integer("limit", limit, 1, MAX_LIMIT)

@@ -1,0 +1,78 @@
+"""Index or full scan: decided from the size of the scope, and checked by what comes back.
+
+Up to EXACT_UP_TO live rows in scope a full scan is as fast as the index and
+finds everything; past it the HNSW index answers, and where it returns fewer
+rows than asked for, the full scan is run after all, so that a filter never
+loses rows in silence.
+"""
+
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from uuid import UUID
+from weakref import WeakKeyDictionary
+
+# Between 1,000 and 5,000 rows the planner already picks the index where a scan
+# is as fast (3-12 ms p95 against 20-60) and better (1.0 against .96-.98).
+EXACT_UP_TO = 5000
+
+# A scope's size is asked for this rarely.  Stale sizes cost time, never rows.
+_FRESH_SECONDS = 30.0
+_REMEMBERED = 10_000
+
+Scope = tuple[UUID, tuple[UUID, ...] | None]
+"""An organization, and the agents that a search is limited to (None: all)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How a search was answered.
+
+    Attributes:
+        exact: by a full scan of the scope, which misses nothing; otherwise by the HNSW index.
+        reason: why.
+        scope_rows: live and other rows of the scope's agents, counted up to EXACT_UP_TO + 1; None: not counted.
+        rescanned: the index returned too few rows, so that the full scan was run as well.
+    """
+
+    exact: bool
+    reason: str
+    scope_rows: int | None = None
+    rescanned: bool = False
+
+
+class ScopeSizes:
+    """Sizes of scopes, remembered for half a minute, the least used forgotten first."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._sizes: OrderedDict[Scope, tuple[int, float]] = OrderedDict()
+
+    async def get(self, scope: Scope, count: Callable[[], Awaitable[int]]) -> int:
+        """Return a scope's size, counting it where the last count is stale."""
+        found = self._sizes.get(scope)
+        if found is not None and found[1] > self._clock():
+            self._sizes.move_to_end(scope)
+            return found[0]
+        size = await count()
+        self._sizes[scope] = (size, self._clock() + _FRESH_SECONDS)
+        self._sizes.move_to_end(scope)
+        while len(self._sizes) > _REMEMBERED:
+            self._sizes.popitem(last=False)
+        return size
+
+
+_by_engine: "WeakKeyDictionary[object, ScopeSizes]" = WeakKeyDictionary()
+
+
+def sizes_for(bind: object) -> ScopeSizes:
+    """Return the sizes that are remembered for an engine; they go when it goes."""
+    return _by_engine.setdefault(bind, ScopeSizes())
+
+
+def decide(size: int) -> Plan:
+    """Choose by a scope's size."""
+    if size <= EXACT_UP_TO:
+        return Plan(exact=True, reason=f"{size} rows in scope, at most {EXACT_UP_TO}", scope_rows=size)
+    return Plan(exact=False, reason=f"more than {EXACT_UP_TO} rows in scope", scope_rows=size)

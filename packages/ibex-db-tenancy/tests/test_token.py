@@ -1,0 +1,250 @@
+"""Tokens, the records."""
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+from uuid import uuid4
+
+import pytest
+from sqlalchemy import select, text
+from sqlalchemy.orm import selectinload
+
+from ibex_db_core.database import Database
+from ibex_db_core.errors import (
+    ConflictError,
+    ForeignKeyError,
+    InvalidInputError,
+    NotFoundError,
+    RuleViolationError,
+    TenantMissingError,
+)
+from ibex_db_core.tenant import ScopedSession
+from ibex_db_tenancy import (
+    Agent,
+    AgentRepository,
+    Organization,
+    Token,
+    TokenKind,
+    TokenRepository,
+    User,
+    UserRepository,
+)
+from ibex_db_tenancy.tokens import Minted, mint, parse
+
+
+def _token(org: Organization, minted: Minted | None = None, **fields: object) -> Token:
+    minted = minted or mint(org.id)
+    return Token(**{"name": "CI", "prefix": minted.prefix, "token_hash": minted.hash, **fields})
+
+
+async def test_what_is_left_out_is_filled_in(session: ScopedSession, org: Organization) -> None:
+    token = await TokenRepository(session).add(_token(org))
+
+    assert (token.kind, token.permissions, token.use_count) == (TokenKind.PERSONAL, 0, 0)
+    assert (token.user_id, token.agent_id, token.expires_at, token.revoked_at) == (None, None, None, None)
+
+
+async def test_the_database_fills_in_the_same_for_raw_sql(session: ScopedSession, org: Organization) -> None:
+    await session.execute(
+        text("INSERT INTO ibex_core.tokens (org_id, name, prefix, token_hash) VALUES (:org, 'CI', 'ibex_', :hash)"),
+        {"org": org.id, "hash": "0" * 64},
+    )
+    raw = (await session.scalars(select(Token))).one()
+
+    assert (raw.kind, raw.permissions, raw.use_count) == (TokenKind.PERSONAL, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("token_hash", "0" * 63),
+        ("token_hash", "G" * 64),
+        ("token_hash", "0" * 65),
+        ("prefix", ""),
+        ("prefix", "x" * 33),
+        ("permissions", -1),
+        ("permissions", 2**63),
+        ("use_count", True),
+        ("kind", "root"),
+        ("expires_at", datetime(2030, 1, 1)),  # noqa: DTZ001 - naive, on purpose
+    ],
+)
+def test_bad_input_is_refused_before_sql(field: str, value: object) -> None:
+    with pytest.raises(InvalidInputError) as caught:
+        Token(**{field: value})
+
+    assert caught.value.field == field
+
+
+async def test_the_database_holds_raw_sql_to_the_same_rules(session: ScopedSession, org: Organization) -> None:
+    await TokenRepository(session).add(_token(org))
+
+    for change, constraint in (
+        ("token_hash = 'abc'", "tokens_token_hash_format"),
+        ("prefix = ''", "tokens_prefix_length"),
+        ("permissions = -1", "tokens_permissions_range"),
+        ("use_count = -1", "tokens_use_count_range"),
+        ("kind = 'root'", "tokens_token_kind_known"),
+        ("revoke_reason = 'leaked'", "tokens_revoked_has_moment"),
+    ):
+        with pytest.raises(RuleViolationError) as caught:
+            async with session.begin_nested():
+                await session.execute(text(f"UPDATE ibex_core.tokens SET {change}"))
+        assert caught.value.constraint == constraint
+
+
+async def test_all_63_permission_bits_can_be_kept(session: ScopedSession, org: Organization) -> None:
+    token = await TokenRepository(session).add(_token(org, permissions=2**63 - 1))
+    await session.refresh(token)
+
+    assert token.permissions == 2**63 - 1
+
+
+async def test_a_minted_token_is_found_by_what_its_plaintext_says(session: ScopedSession, org: Organization) -> None:
+    tokens = TokenRepository(session)
+    minted = mint(org.id)
+    token = await tokens.add(_token(org, minted))
+
+    parsed = parse(minted.plaintext)
+
+    assert parsed.org_id == org.id
+    assert await tokens.by_hash(parsed.hash) is token
+    assert await tokens.by_hash(mint(org.id).hash) is None
+
+
+async def test_a_hash_is_unique_in_its_organization(session: ScopedSession, org: Organization) -> None:
+    minted = mint(org.id)
+    await TokenRepository(session).add(_token(org, minted))
+
+    with pytest.raises(ConflictError) as caught:
+        async with session.begin_nested():
+            await TokenRepository(session).add(_token(org, minted))
+
+    assert caught.value.constraint == "tokens_org_id_token_hash_key"
+
+
+async def test_tokens_go_with_the_user_and_the_agent_that_they_speak_for(
+    session: ScopedSession, org: Organization
+) -> None:
+    tokens, users, agents = TokenRepository(session), UserRepository(session), AgentRepository(session)
+    ann = await users.add(User(email="ann@acme.example", name="Ann"))
+    bob = await users.add(User(email="bob@acme.example", name="Bob"))
+    bot = await agents.add(Agent(name="Bot", slug="bot"))
+    hers = await tokens.add(_token(org, user_id=ann.id))
+    its = await tokens.add(_token(org, agent_id=bot.id, kind=TokenKind.SERVICE))
+    kept = await tokens.add(_token(org, revoked_at=datetime.now(UTC), revoked_by=ann.id, user_id=bob.id))
+
+    assert await tokens.of_user(ann.id) == [hers]
+    assert await tokens.of_agent(bot.id) == [its]
+    await users.erase(ann.id)
+    await agents.erase(bot.id)
+    session.expunge_all()
+
+    left = (await tokens.list()).items
+    assert [token.id for token in left] == [kept.id]
+    assert left[0].revoked_by is None
+
+
+async def test_user_agent_and_revoker_are_three_relationships(session: ScopedSession, org: Organization) -> None:
+    ann, bob = User(email="ann@acme.example", name="Ann"), User(email="bob@acme.example", name="Bob")
+    token = _token(org, revoked_at=datetime.now(UTC), user=ann, revoker=bob, agent=Agent(name="Bot", slug="bot"))
+    await TokenRepository(session).add(token)
+    session.expunge_all()
+
+    options = [selectinload(link) for link in (Token.user, Token.revoker, Token.agent, Token.organization)]
+    found = await TokenRepository(session).get(token.id, options=options)
+
+    assert (found.user and found.user.name, found.revoker and found.revoker.name) == ("Ann", "Bob")
+    assert found.agent is not None
+    assert found.organization.id == org.id
+
+
+async def _user(session: ScopedSession) -> User:
+    return await UserRepository(session).add(User(email="ann@acme.example", name="Ann"))
+
+
+async def test_an_issued_token_opens_its_own_row_and_its_plaintext_is_not_kept(
+    session: ScopedSession, org: Organization
+) -> None:
+    ann = await _user(session)
+    tokens = TokenRepository(session)
+
+    issued = await tokens.issue(name="Laptop", user_id=ann.id, permissions=0b101)
+
+    assert parse(issued.plaintext).org_id == org.id
+    assert await tokens.by_hash(parse(issued.plaintext).hash) is issued.token
+    assert issued.plaintext.startswith(issued.token.prefix)
+    assert issued.plaintext not in repr(issued)
+    row = (await session.execute(text("SELECT to_jsonb(t)::text FROM ibex_core.tokens t"))).scalar_one()
+    assert issued.plaintext not in row
+    assert issued.plaintext[len(issued.token.prefix) :][:20] not in row
+
+
+async def test_a_token_that_could_never_open_anything_is_not_issued(session: ScopedSession) -> None:
+    tokens = TokenRepository(session)
+
+    with pytest.raises(InvalidInputError, match="user_id"):
+        await tokens.issue(name="Nobody's")
+    with pytest.raises(InvalidInputError, match="future"):
+        await tokens.issue(
+            name="Late", kind=TokenKind.ORGANIZATION, expires_at=datetime.now(UTC) - timedelta(seconds=1)
+        )
+    with pytest.raises(ForeignKeyError):
+        async with session.begin_nested():
+            await tokens.issue(name="Stranger's", user_id=uuid4())
+
+
+async def test_rotating_revokes_the_old_and_hands_on_all_but_the_secret(session: ScopedSession) -> None:
+    ann = await _user(session)
+    tokens = TokenRepository(session)
+    expires_at = datetime.now(UTC) + timedelta(days=30)
+    old = await tokens.issue(name="Laptop", user_id=ann.id, permissions=7, expires_at=expires_at)
+
+    new = await tokens.rotate(old.token.id)
+
+    assert new.plaintext != old.plaintext
+    assert (new.token.name, new.token.user_id, new.token.permissions) == ("Laptop", ann.id, 7)
+    assert new.token.expires_at == expires_at
+    assert new.token.revoked_at is None
+    assert old.token.revoked_at is not None
+    assert old.token.revoke_reason == "rotated"
+    with pytest.raises(InvalidInputError, match="revoked already"):
+        await tokens.rotate(old.token.id)
+    with pytest.raises(NotFoundError):
+        await tokens.rotate(uuid4())
+
+
+async def test_of_two_who_rotate_one_token_one_succeeds(ibex_db: Database, org: Organization) -> None:
+    async with ibex_db.tenant(org.id) as session:
+        old = await TokenRepository(session).issue(name="CI", kind=TokenKind.SERVICE)
+
+    async def rotate() -> None:
+        async with ibex_db.tenant(org.id) as session:
+            await TokenRepository(session).rotate(old.token.id)
+
+    told = await asyncio.gather(rotate(), rotate(), return_exceptions=True)
+
+    assert sorted(type(one).__name__ for one in told) == ["InvalidInputError", "NoneType"]
+    async with ibex_db.tenant(org.id) as session:
+        assert await TokenRepository(session).count() == 2
+
+
+async def test_the_first_revocation_stands(session: ScopedSession) -> None:
+    ann = await _user(session)
+    tokens = TokenRepository(session)
+    issued = await tokens.issue(name="Laptop", user_id=ann.id)
+
+    revoked = await tokens.revoke(issued.token.id, by=ann.id, reason="lost in a train")
+    again = await tokens.revoke(issued.token.id, reason="once more")
+
+    assert again is revoked
+    assert (again.revoked_by, again.revoke_reason) == (ann.id, "lost in a train")
+    with pytest.raises(NotFoundError):
+        await tokens.revoke(uuid4())
+    with pytest.raises(InvalidInputError, match="revoke_reason"):
+        await tokens.revoke(issued.token.id, reason="nul\x00")
+
+
+async def test_a_platform_session_must_name_the_organization_of_a_new_token(ibex_db: Database) -> None:
+    async with ibex_db.platform(reason="test") as session:
+        with pytest.raises(TenantMissingError):
+            await TokenRepository(session).issue(name="CI", kind=TokenKind.SERVICE)
