@@ -76,6 +76,19 @@ def secure(
     ]
 
 
+def secure_platform(table: str, *, schema: str = SCHEMA) -> list[str]:
+    """Return the statements that keep one append-only table for the platform alone: no tenant reads or writes it."""
+    name = f"{schema}.{table}"
+    return [
+        f"ALTER TABLE {name} ENABLE ROW LEVEL SECURITY",
+        f"ALTER TABLE {name} FORCE ROW LEVEL SECURITY",
+        f"CREATE POLICY {table}_platform ON {name} FOR ALL TO {PLATFORM_ROLE} USING (true) WITH CHECK (true)",
+        f"REVOKE ALL ON {name} FROM PUBLIC, {APP_ROLE}, {PLATFORM_ROLE}, {SEARCH_ROLE}",
+        f"GRANT SELECT, INSERT ON {name} TO {PLATFORM_ROLE}",
+        trigger(table, append_only=True, touched=False, tenant_column="", schema=schema),
+    ]
+
+
 def trigger(table: str, *, append_only: bool, touched: bool, tenant_column: str, schema: str = SCHEMA) -> str:
     """Return the one BEFORE UPDATE trigger: it keeps updated_at, holds org_id, or refuses the update."""
     if append_only:

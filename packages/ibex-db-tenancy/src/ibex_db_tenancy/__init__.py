@@ -1,5 +1,6 @@
 """Organizations, users, agents, tokens, directives."""
 
+from ibex_db_tenancy.erasure import Erased
 from ibex_db_tenancy.errors import InvalidTokenError
 from ibex_db_tenancy.models import (
     Agent,
@@ -7,7 +8,11 @@ from ibex_db_tenancy.models import (
     Directive,
     DirectiveVersion,
     DirectiveVersionStatus,
+    ErasureKey,
+    ErasureReceipt,
+    ErasureTombstone,
     Organization,
+    OrganizationErasure,
     OrganizationStatus,
     OrganizationTier,
     Token,
@@ -19,6 +24,7 @@ from ibex_db_tenancy.models import (
 from ibex_db_tenancy.repositories import (
     AgentRepository,
     DirectiveRepository,
+    ErasureRepository,
     IssuedToken,
     OrganizationRepository,
     TokenRepository,
@@ -33,9 +39,15 @@ __all__ = [
     "DirectiveRepository",
     "DirectiveVersion",
     "DirectiveVersionStatus",
+    "Erased",
+    "ErasureKey",
+    "ErasureReceipt",
+    "ErasureRepository",
+    "ErasureTombstone",
     "InvalidTokenError",
     "IssuedToken",
     "Organization",
+    "OrganizationErasure",
     "OrganizationRepository",
     "OrganizationStatus",
     "OrganizationTier",

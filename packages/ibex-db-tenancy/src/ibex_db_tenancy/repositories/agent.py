@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from uuid import UUID
 
 from ibex_db_core import validation
-from ibex_db_core.repository import BaseRepository
+from ibex_db_tenancy.erasure import Erased
 from ibex_db_tenancy.models import Agent
+from ibex_db_tenancy.repositories.erasing import Erasing
 
 
-class AgentRepository(BaseRepository[Agent]):
+class AgentRepository(Erasing[Agent]):
     """Agents of one organization."""
 
     model = Agent
@@ -24,3 +25,23 @@ class AgentRepository(BaseRepository[Agent]):
         wanted = validation.uuid("directive_version_id", directive_version_id)
         statement = self._select().where(Agent.active_directive_version_id == wanted).order_by(Agent.name, Agent.id)
         return (await self._execute(statement)).scalars().all()
+
+    async def erase(self, ident: UUID, *, reason: str | None = None, actor: UUID | None = None) -> Erased:
+        """Erase an agent with its sessions, checkpoints, tokens and memories; return the receipt that is kept.
+
+        Erased memories leave tombstones: import_() refuses them.
+
+        Args:
+            ident: the agent.
+            reason: for the receipt.
+            actor: who erases it, for the receipt.
+
+        Example:
+            >>> gone = await agents.erase(agent.id, reason="contract ended")
+            >>> gone.subject_kind, gone["agents"]
+            ('agent', 1)
+
+        Raises:
+            NotFoundError: no such agent in this organization.
+        """
+        return await super().erase(ident, reason=reason, actor=actor)

@@ -1,5 +1,6 @@
 """MemoryRepository: one mixin for each idea, composed here."""
 
+from ibex_db_memory.repositories.memory.erasure import Erasure
 from ibex_db_memory.repositories.memory.finding import Finding
 from ibex_db_memory.repositories.memory.graph import Direction, Graph, Neighbor
 from ibex_db_memory.repositories.memory.history import History
@@ -12,7 +13,7 @@ from ibex_db_memory.repositories.memory.writing import Kept, Outcome, Remembered
 __all__ = ["Direction", "Kept", "MemoryRepository", "Neighbor", "Outcome", "RememberedMany", "TagCount"]
 
 
-class MemoryRepository(Lifecycle, Finding, Usage, History, Graph, Tags, Retention):
+class MemoryRepository(Lifecycle, Erasure, Finding, Usage, History, Graph, Tags, Retention):
     """The memories of one organization.
 
     Args:
