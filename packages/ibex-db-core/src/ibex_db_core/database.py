@@ -16,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from ibex_db_core import validation
 from ibex_db_core.engine import EngineSettings, create_engine
 from ibex_db_core.errors import (
+    AccessDeniedError,
     CommitUnknownError,
     ConfigurationError,
     ConnectionLostError,
@@ -78,15 +79,21 @@ class Database:
         self._closed = False
 
     @classmethod
-    def from_env(cls, *, settings: EngineSettings | None = None) -> Self:
-        """Read IBEX_DATABASE_URL, IBEX_PLATFORM_URL, IBEX_OWNER_URL, IBEX_STEP_DOWN; embedded where no URL is set."""
-        url = os.environ.get("IBEX_DATABASE_URL", "").strip()
-        if not url:
+    def from_env(cls, *, url: str | None = None, settings: EngineSettings | None = None) -> Self:
+        """Read IBEX_DATABASE_URL, IBEX_PLATFORM_URL, IBEX_OWNER_URL, IBEX_STEP_DOWN; embedded where no URL is set.
+
+        Args:
+            url: takes the place of IBEX_DATABASE_URL, and of the two other addresses with
+                it: they belong to another database.
+            settings: pool, timeouts, application name.
+        """
+        address = url or os.environ.get("IBEX_DATABASE_URL", "").strip()
+        if not address:
             return cls.embedded(settings=settings)
         return cls(
-            url,
-            platform_url=os.environ.get("IBEX_PLATFORM_URL") or None,
-            owner_url=os.environ.get("IBEX_OWNER_URL") or None,
+            address,
+            platform_url=None if url else os.environ.get("IBEX_PLATFORM_URL") or None,
+            owner_url=None if url else os.environ.get("IBEX_OWNER_URL") or None,
             step_down=os.environ.get("IBEX_STEP_DOWN", "").lower() in {"1", "true", "yes"},
             settings=settings,
         )
@@ -300,6 +307,10 @@ class Database:
         engine = create_engine(self._owner_url or self._url, self._settings.for_migrations())
         try:
             yield Migrator(engine)
+        except AccessDeniedError as exc:
+            raise MigrationError(
+                f"{exc}. Migrations are the owner's work: name a member of {OWNER_ROLE} in owner_url (IBEX_OWNER_URL)"
+            ) from exc
         except Exception as exc:
             if (ours := translate(exc)) is not None and ours is not exc:
                 raise ours from exc

@@ -1,5 +1,6 @@
 """A server made ready for services: databases, roles, and logins that are nothing but members of one role."""
 
+import hashlib
 import secrets
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -33,9 +34,13 @@ class Cluster:
     password: str | None = field(default=None, repr=False)
 
     @classmethod
-    def of(cls, server: "EmbeddedPostgres") -> "Cluster":
-        """Use an embedded server that has been started; its socket lies in a folder of ours."""
-        return cls(make_url(server.url()))
+    def of(cls, server: "EmbeddedPostgres", *, tcp: bool = False) -> "Cluster":
+        """Use an embedded server that has been started, over its socket in a folder of ours, or over TCP."""
+        admin = make_url(server.url(tcp=tcp))
+        if not tcp:
+            return cls(admin)
+        # Made from the superuser's, so that addresses stay good from one run to the next without a file to keep.
+        return cls(admin, hashlib.sha256(f"ibex-db logins {admin.password}".encode()).hexdigest()[:32])
 
     @classmethod
     def at(cls, url: str) -> "Cluster":

@@ -56,6 +56,9 @@ _BY_STATE: dict[str, tuple[_Told, str]] = {
     "40001": (SerializationError, "run it again: db.run() does"),
     "40P01": (DeadlockError, "run it again: db.run() does"),
     "55P03": (LockTimeoutError, "another transaction holds the row: run it again, or raise lock_timeout"),
+    "28000": (DatabaseError, "check the login of the URL, and pg_hba.conf"),
+    "28P01": (DatabaseError, "check user and password of the URL"),
+    "3D000": (DatabaseError, "name a database that exists, or create it"),
     "57014": (StatementTimeoutError, "narrow the statement, or raise statement_timeout"),
 }
 # 08xxx: the connection broke; 57P01..3: the server is going down or coming up; 25P03/25P04: the server
@@ -85,7 +88,10 @@ def translate(exc: BaseException, parameters: Mapping[str, object] | None = None
     if isinstance(exc, StatementError) and isinstance(exc.orig, InvalidInputError):
         return exc.orig
     if isinstance(exc, (OSError, TimeoutError)):
-        return ConnectionLostError(f"no connection to the database: {str(exc) or type(exc).__name__}")
+        return ConnectionLostError(
+            f"no connection to the database: {str(exc) or type(exc).__name__}; "
+            "check host and port of the URL, and that the server runs"
+        )
     if isinstance(exc, DBAPIError):
         return _from_driver(exc, parameters)
     return None

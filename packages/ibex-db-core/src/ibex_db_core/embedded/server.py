@@ -20,6 +20,7 @@ from ibex_db_core.errors import EmbeddedPostgresError
 # Recovery after a crash may replay a lot of WAL; past this a person should look.
 _START_SECONDS = 120.0
 _STOP_SECONDS = 20.0
+_LAST_CLIENT_SECONDS = 1.0
 _POLL_SECONDS = 0.005
 
 
@@ -100,6 +101,29 @@ class EmbeddedPostgres:
             _wait_until_removed(self._home)
             self._home = None
 
+    def stop_and_wait(self) -> bool:
+        """Let go of the server, and wait for its end.
+
+        Returns: False where it runs on, because another process uses it.
+        """
+        record, home = self._record, self._home
+        self.stop()
+        if record is None or home is None:
+            return True
+        began = time.monotonic()
+        while time.monotonic() - began < _STOP_SECONDS:
+            with suppress(FileNotFoundError):
+                lock = locks.attempt(home / "server.lock", create=False)
+                if lock is None:
+                    # The supervisor tells Postgres to stop within milliseconds, where nobody else holds it up.
+                    if time.monotonic() - began > _LAST_CLIENT_SECONDS and postmaster.is_ready(Path(record.data)):
+                        return False
+                    time.sleep(_POLL_SECONDS)
+                    continue
+                os.close(lock)
+            return True
+        return False
+
     def __enter__(self) -> Self:
         return self.start()
 
@@ -128,6 +152,12 @@ class EmbeddedPostgres:
         if tcp:
             return f"postgresql://{who}@127.0.0.1:{record.port}/{name}"
         return f"postgresql://{who}@/{name}?host={quote(record.socket_folder)}&port={record.port}"
+
+    @property
+    def home(self) -> Path:
+        """Where data, log and locks live; known once started."""
+        self._running()
+        return self._home or Path()
 
     @property
     def server_version(self) -> int:

@@ -14,6 +14,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from alembic.util import CommandError
 from sqlalchemy import Connection, MetaData, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -183,10 +184,17 @@ class Migrator:
 
     @staticmethod
     def sql(revision: str = "heads") -> str:
-        """Return the SQL of a full upgrade, without a database."""
+        """Return the SQL of a full upgrade, without a database.
+
+        Raises:
+            MigrationError: there is no such revision.
+        """
         output = io.StringIO()
         with redirect_stdout(output):  # Alembic prints to both, by the option
-            command.upgrade(_config(output), revision, sql=True)
+            try:
+                command.upgrade(_config(output), revision, sql=True)
+            except CommandError as exc:
+                raise _unknown(exc) from exc
         return output.getvalue()
 
     async def _locked(self, run: Callable[[Connection], T]) -> T:
@@ -206,8 +214,17 @@ class Migrator:
         config.attributes["connection"] = connection
         try:
             run(config)
+        except CommandError as exc:
+            raise _unknown(exc) from exc
         except Exception as exc:
             raise MigrationError(f"migration failed and was rolled back: {exc}") from exc
+
+
+def _unknown(exc: CommandError) -> MigrationError:
+    return MigrationError(
+        f"{exc}. Nothing was changed. `ibex-db current` lists the revisions of the installed wheels; "
+        "one that they lack is in another version of them"
+    )
 
 
 def _applied(connection: Connection) -> set[str]:
@@ -243,7 +260,21 @@ def _revisions(applied: Iterable[str]) -> list[Revision]:
 
 
 def _told(difference: object) -> str:
-    parts = cast("tuple[object, ...]", difference)
-    if isinstance(parts, list):
-        return "; ".join(_told(part) for part in cast("list[object]", parts))
-    return " ".join(str(part) for part in parts)
+    """Say in words what Alembic found; what we have no words for is quoted."""
+    if isinstance(difference, list):
+        return "; ".join(_told(part) for part in cast("list[object]", difference))
+    kind, *parts = cast("tuple[str, *tuple[Any, ...]]", difference)
+    verb, _, what = kind.partition("_")
+    if verb == "modify":
+        _schema, table, column, _existing, live, expected = parts
+        return f"column {table}.{column}: {what} is {live} in the database, {expected} in the models"
+    if verb not in {"add", "remove"}:
+        return " ".join(map(str, (kind, *parts)))
+    named = parts[-1]
+    owner = getattr(named, "table", None)
+    if what == "column":
+        name = f"{parts[1]}.{named.name}"
+    else:
+        name = f"{named.name} on {owner.name}" if owner is not None else str(named.name)
+    what = {"fk": "foreign key"}.get(what, what)
+    return f"{what} {name} is " + ("missing in the database" if verb == "add" else "in the database and in no model")
