@@ -2,9 +2,9 @@
 
 `claim` is what everything rests on: a statement, whether it holds, and what
 shows it.  `lines` reads files and `corpus` makes memories and questions of
-them; `storing`, `searching` and `scenes` act on a database, `isolation` proves
-the walls, and `story` plays it all in order.  `report` is the result, and
-`rendering` alone knows of a terminal.
+them; `storing`, `searching` and `scenes` act on a database; `isolation` proves
+the walls, on `roads` of `attempts` that a `trial` judges; `story` plays it all
+in order.  `report` is the result, and `rendering` alone knows of a terminal.
 """
 
 from ibex_db_memory.demo.claim import Claim

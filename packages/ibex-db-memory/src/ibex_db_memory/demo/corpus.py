@@ -3,7 +3,7 @@
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from importlib.resources import as_file, files
@@ -13,7 +13,6 @@ from uuid import UUID
 
 from ibex_db_core import validation
 from ibex_db_core.errors import InvalidInputError
-from ibex_db_core.types import JsonObject
 from ibex_db_memory.content import content_hash
 from ibex_db_memory.demo.lines import Line, read_lines, read_vectors
 from ibex_db_memory.drafts import MemoryDraft, check_draft
@@ -80,13 +79,18 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """Memories and questions; row i of a matrix is the vector of item i."""
+    """Memories and questions; row i of a matrix is the vector of item i.
+
+    Attributes:
+        handmade: every question was written for a memory here, which it must find.
+    """
 
     name: str
     records: Sequence[Record]
     vectors: "Vectors"
     questions: Sequence[Question] = ()
     question_vectors: "Vectors | None" = None
+    handmade: bool = False
 
     @property
     def scopes(self) -> Sequence[Scope]:
@@ -109,13 +113,14 @@ class Corpus:
 def builtin() -> Corpus:
     """Read the corpus of the wheel: two organizations, six agents, twenty questions."""
     with as_file(files("ibex_db_memory") / "demo_data") as folder:
-        return own(
+        read = own(
             folder / "memories.jsonl",
             folder / "memory_vectors.npy",
             folder / "questions.jsonl",
             folder / "question_vectors.npy",
             name="demo",
         )
+    return replace(read, handmade=True)
 
 
 def own(
@@ -157,7 +162,7 @@ def own(
 
 
 def slug_of(name: str) -> str:
-    """Return a slug for a name: itself where it is one, else what is left of it and a hash, so that names stay apart."""
+    """Return a name that is a slug as it is, any other with a hash, so that two names never share one."""
     cleaned = re.sub("[^a-z0-9]+", "-", name.lower()).strip("-")[:80]
     return name if cleaned == name else f"{cleaned}-{sha256(name.encode()).hexdigest()[:8]}".lstrip("-")
 
@@ -175,8 +180,8 @@ def _record(line: Line, default: str) -> Record:
     draft: dict[str, object] = {field: fields[field] for field in _PLACED if field in fields} | {"content": content}
     draft.setdefault("category", MemoryCategory.EPISODIC)
     draft["usefulness_score"] = fields.get("usefulness")
-    given: object = validation.json_object("metadata", fields.get("metadata", {}))
-    draft["metadata"] = {k: v for k, v in fields.items() if k not in _CONSUMED} | cast("JsonObject", given)
+    given = validation.json_object("metadata", fields.get("metadata", {}))
+    draft["metadata"] = {name: value for name, value in fields.items() if name not in _CONSUMED} | given
     draft["valid_from"] = _moment(fields) if age_days is None else datetime.now(UTC) - timedelta(days=age_days)
     check_draft({**draft, "agent_id": _NOBODY}, _NOBODY)
     key = fields.get("dia_id", fields.get("id"))
