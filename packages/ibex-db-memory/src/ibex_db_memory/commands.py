@@ -92,15 +92,25 @@ def demo(
 @contextmanager
 def _progress(output: Output) -> "Generator[Tell]":
     """Show one bar on a terminal, a line for each step elsewhere, and nothing to machines."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
     if output.as_json or not output.log.is_terminal:
         yield _lines(output)
         return
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[told]}"))
     with Progress(*columns, TimeElapsedColumn(), console=output.log, transient=True) as progress:
-        bar = progress.add_task("", total=None)
-        yield lambda what, done, total: progress.update(bar, description=what, completed=done, total=total)
+        bars: dict[str, TaskID] = {}
+
+        def tell(what: str, done: int, total: int | None) -> None:
+            if what not in bars:
+                for old in list(bars.values()):
+                    progress.remove_task(old)
+                bars.clear()
+                bars[what] = progress.add_task(what, total=None, told="")
+            if total is not None:
+                progress.update(bars[what], completed=done, total=total, told=f"{done:,} of {total:,}")
+
+        yield tell
 
 
 def _lines(output: Output) -> "Tell":

@@ -29,8 +29,8 @@ def rendered(report: Report) -> RenderableType:
         *(part for found in report.searches for part in _section(_searched(found), _answers(found))),
         *_section(f"Hot memories of {report.hot_of}: what to have at hand", _hot(report)),
         *_section("The history of one memory", _history(report)),
+        *_section("Claims", _claims(_others(report))),
         *_section(f"Isolation: {report.proof_of[0]} tries to reach {report.proof_of[1]}", _proof(report)),
-        *_section("All other claims", _claims(_others(report))),
         _ending(report),
     )
 
@@ -63,9 +63,9 @@ def _verdict(report: Report) -> RenderableType:
     memories = sum(organization.memories for organization in report.organizations)
     lines = [
         Text(
-            f"{len(report.organizations)} organizations share one database with {memories:,} memories. "
-            "What one of them keeps, no other can reach; nothing is kept twice; "
-            "searches find the right memory; every change leaves a version."
+            f"{len(report.organizations)} organizations share one database and {memories:,} memories. Checked on them: "
+            "what one keeps, no other can reach; nothing is kept twice; searches find the right memory; "
+            "every change leaves a version."
         ),
         Text.assemble(
             (f"{held} of {len(claims)} claims hold", "bold green" if report.holds else "bold red"),
@@ -97,8 +97,9 @@ def _organizations(report: Report) -> RenderableType:
 
 def _ending(report: Report) -> RenderableType:
     failed = [claim for claim in report.claims if not claim.holds]
+    reasons = "; ".join(dict.fromkeys(report.platform_sessions))
     crossed = Text(
-        f"Crossed the walls on purpose {len(report.platform_sessions)} times, as ibex_platform; each reason is logged.",
+        f"The walls were crossed on purpose {len(report.platform_sessions)} times, as ibex_platform: {reasons}.",
         style="dim",
     )
     if not failed:
@@ -113,8 +114,8 @@ def _ending(report: Report) -> RenderableType:
 
 def _searched(found: SearchFacts) -> str:
     recall = found.evidence_recall_at_10
-    told = "" if recall is None else f" (evidence recall@10 {recall:.4f} over the {found.counted:,} that name evidence)"
-    return f"Some of {found.questions:,} questions{told}"
+    told = "" if recall is None else f", evidence recall@10 {recall:.3f}"
+    return f"Some of {found.questions:,} questions{told} (<- is expected)"
 
 
 def _answers(found: SearchFacts) -> RenderableType:
@@ -134,13 +135,19 @@ def _answer(answer: Answer) -> RenderableType:
     return Group(asked, Padding(hits, (0, 0, 0, 2)))
 
 
+_DATED = (
+    "Ages and uses are the corpus's own, written in raw SQL in its organization's session; "
+    "the API dates a memory, and counts its uses, as they happen."
+)
+
+
 def _hot(report: Report) -> RenderableType:
     made = _plain(["Score", "Category", Column("Uses", justify="right"), "Last used", _one_line("Memory", ratio=1)], ())
     made.expand = True
     for one in report.hot:
         last = "never" if one.days_since_use is None else f"{one.days_since_use:.0f} days ago"
         made.add_row(f"{one.score:.3f}", one.category, str(one.uses), last, Text(one.content))
-    return made
+    return Group(made, Text(_DATED, style="dim"))
 
 
 def _history(report: Report) -> RenderableType:

@@ -37,14 +37,16 @@ async def forged_id(trial: Trial) -> Seen:
         return MemoryRepository(session, trial.owner.org_id).org_id
 
     key = await trial.owner_only(TenantMismatchError, get, "loads it")
-    bound = await trial.owner_only(TenantMismatchError, bind, "has one")
-    return Seen(key.holds and bound.holds, f"key: {key.evidence}. Repository: {bound.evidence}")
+    bound = await trial.owner_only(TenantMismatchError, bind, "has it")
+    if key.holds and bound.holds:
+        return Seen(holds=True, evidence="owner: may do both; intruder: TenantMismatchError for both")
+    return Seen(holds=False, evidence=f"key: {key.evidence}. Repository: {bound.evidence}")
 
 
 async def raw_count(trial: Trial) -> Seen:
     """Count every row that can be seen."""
     both = [trial.intruder.org_id, trial.owner.org_id]
-    async with trial.db.platform(reason="isolation proof: count what there is to hide") as session:
+    async with trial.db.platform(reason="count what there is to hide") as session:
         counted = select(Memory.org_id, func.count()).where(Memory.org_id.in_(both)).group_by(Memory.org_id)
         there = {row[0]: row[1] for row in (await session.execute(counted)).all()}
     async with trial.db.tenant(trial.intruder.org_id, read_only=True) as session:
@@ -73,7 +75,7 @@ async def every_table(trial: Trial) -> Seen:
     tables = {
         f"{table.schema}.{table.name}": str(table.info["tenant_column"]) for table in tenant_tables(Base.metadata)
     }
-    async with trial.db.platform(reason="isolation proof: see which tables hold rows to hide") as session:
+    async with trial.db.platform(reason="see which tables hold rows to hide") as session:
         full = [
             name for name, column in tables.items() if await _any(session, f"{name} WHERE {column} = :org", trial.owner)
         ]

@@ -162,7 +162,7 @@ async def ask(db: Database, stored: Stored, *, progress: Progress | None = None)
                     progress(len(answers), len(questions))
     tempted = 0
     if len(stored.organizations) > 1:
-        async with db.platform(reason="ibex-db demo: search with no wall, for comparison") as session:
+        async with db.platform(reason="search with no wall, for comparison") as session:
             tempted = sum([await _tempted(session, stored, judge.asked[number], q) for number, q in questions])
     return Searched([answers[number] for number, _ in questions], tempted)
 

@@ -55,7 +55,7 @@ class Stored:
 async def find_or_make(db: Database, corpus: Corpus) -> Stored:
     """Find a corpus's organizations and agents by their slugs, and make those that are missing; race-free."""
     organizations: dict[str, UUID] = {}
-    async with db.platform(reason="ibex-db demo: sign its organizations up") as session:
+    async with db.platform(reason="sign the organizations up") as session:
         for name in corpus.organizations:
             organizations[name] = (await _organization(OrganizationRepository(session), name)).id
     agents: dict[Scope, UUID] = {}
@@ -135,12 +135,13 @@ _DATE = text(
 
 
 async def _date(session: ScopedSession, corpus: Corpus, created: Mapping[int, UUID]) -> None:
-    lived = [(ident, corpus.records[at]) for at, ident in created.items() if corpus.records[at].age_days is not None]
+    records = ((ident, corpus.records[at]) for at, ident in created.items())
+    lived = [(ident, record) for ident, record in records if record.age_days is not None or record.retrievals]
     if lived:
         parameters = {
             "org_id": session.org_id,
             "ids": [ident for ident, _ in lived],
-            "ages": [record.age_days for _, record in lived],
+            "ages": [record.age_days or 0.0 for _, record in lived],
             "uses": [record.retrievals for _, record in lived],
         }
         await session.execute(_DATE, parameters)

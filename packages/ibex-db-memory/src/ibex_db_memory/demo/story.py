@@ -1,7 +1,7 @@
 """The demo from beginning to end: each chapter acts, checks, and is timed."""
 
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Sequence, Sized
 from contextlib import contextmanager
 
 from sqlalchemy import text
@@ -91,7 +91,7 @@ class _Story:
             applied = await self.db.upgrade()
             async with self.db.migrator() as migrator:
                 revisions = await migrator.current()
-            async with self.db.platform(reason="ibex-db demo: read the server's version") as session:
+            async with self.db.platform(reason="read the server's version") as session:
                 server = str(await session.scalar(_VERSION))
         pending = sum(not step.applied for step in revisions)
         self.end(
@@ -115,7 +115,7 @@ class _Story:
             claims = await scenes.kept(self.db, first)
         self.end(
             f"Store {total:,} memories",
-            f"{len(made.organizations)} organizations, {len(made.agents)} agents, vectors included: "
+            f"{_count(made.organizations, 'organization')}, {_count(made.agents, 'agent')}, vectors included: "
             f"{first.created:,} created, {first.known:,} known",
             claims,
         )
@@ -132,7 +132,7 @@ class _Story:
         claims = list(found.claims(stored))
         if corpus.handmade:
             claims.append(found.expected_first())
-        recall = "" if found.recall is None else f"; evidence recall@{searching.RECALL_AT} {found.recall:.4f}"
+        recall = "" if found.recall is None else f"; evidence recall@{searching.RECALL_AT} {found.recall:.3f}"
         self.end(
             f"Ask {len(corpus.questions):,} questions",
             f"{found.milliseconds:.1f} ms each in the median{recall}",
@@ -160,6 +160,10 @@ class _Story:
             [*proof, *reverse],
         )
         return proof
+
+
+def _count(things: Sized, noun: str) -> str:
+    return f"{len(things)} {noun}{'' if len(things) == 1 else 's'}"
 
 
 _VERSION = text(
