@@ -6,8 +6,7 @@ import string
 from uuid import UUID, uuid4
 
 import pytest
-from hypothesis import assume, example, given
-from hypothesis import strategies as st
+from hypothesis import assume, example, given, strategies as st
 
 from ibex_db_core.errors import IbexError
 from ibex_db_tenancy.errors import InvalidTokenError

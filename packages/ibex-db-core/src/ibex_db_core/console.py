@@ -44,9 +44,9 @@ from typing import Any, cast
 
 import typer
 from rich import box
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.panel import Panel
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from ibex_db_core.errors import IbexError
@@ -122,7 +122,8 @@ class Output:
         if self.as_json:
             _print_json(result.facts())
         else:
-            console().print(result, crop=False)
+            # In a group, because print() alone would join a Text to others and forget its no_wrap.
+            console().print(Group(result), crop=False)
         sys.stdout.flush()
 
     def note(self, text: str) -> None:
@@ -149,10 +150,8 @@ class Output:
         if self.debug or not ours:
             traceback.print_exception(exc)
         if self.as_json:
-            facts = (
-                {name: fact for name, fact in vars(exc).items() if not name.startswith("_") and fact} if ours else {}
-            )
-            _print_json({"error": {"type": type(exc).__name__, "message": str(exc), **facts}})
+            facts = {name: fact for name, fact in vars(exc).items() if fact} if ours else {}
+            _print_json({"error": {**facts, "type": type(exc).__name__, "message": str(exc)}})
         elif not ours:
             self.log.print(f"error: this is a defect in ibex-db, please report it: {exc!r}", soft_wrap=True)
         elif self.log.is_terminal:
@@ -165,7 +164,8 @@ class Output:
 
 def warn(text: str) -> None:
     """Say on stderr what must not be missed, before there is an Output."""
-    console(stderr=True).print(Text.assemble(("warning:", "yellow"), " ", text), soft_wrap=True)
+    log = console(stderr=True)
+    log.print(Text.assemble(("warning:", "yellow"), " ", text), soft_wrap=not log.is_terminal)
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -176,7 +176,9 @@ def console(*, stderr: bool = False) -> Console:
     return made
 
 
-def table(columns: Iterable[str], rows: Iterable[Iterable[RenderableType]], *, title: str | None = None) -> Table:
+def table(
+    columns: Iterable[str | Column], rows: Iterable[Iterable[RenderableType]], *, title: str | None = None
+) -> Table:
     """Return a table in our one look."""
     made = Table(*columns, title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for row in rows:

@@ -87,13 +87,13 @@ class Database:
                 it: they belong to another database.
             settings: pool, timeouts, application name.
         """
-        address = url or os.environ.get("IBEX_DATABASE_URL", "").strip()
-        if not address:
+        address = os.environ.get("IBEX_DATABASE_URL", "").strip() if url is None else url
+        if not address and url is None:
             return cls.embedded(settings=settings)
         return cls(
             address,
-            platform_url=None if url else os.environ.get("IBEX_PLATFORM_URL") or None,
-            owner_url=None if url else os.environ.get("IBEX_OWNER_URL") or None,
+            platform_url=os.environ.get("IBEX_PLATFORM_URL") or None if url is None else None,
+            owner_url=os.environ.get("IBEX_OWNER_URL") or None if url is None else None,
             step_down=os.environ.get("IBEX_STEP_DOWN", "").lower() in {"1", "true", "yes"},
             settings=settings,
         )
@@ -183,7 +183,6 @@ class Database:
             ConnectionLostError: no connection to the server.
             CommitUnknownError: the connection broke during COMMIT.
         """
-        org_id = validation.uuid("org_id", org_id)
         return self._transaction(self.session_factory(org_id, read_only=read_only))
 
     @asynccontextmanager
@@ -210,8 +209,10 @@ class Database:
         """Make a tenant session for your own unit of work: nothing is begun, commit and close are yours.
 
         Raises:
+            InvalidInputError: org_id is no UUID.
             ConfigurationError: an embedded Database that has not been opened.
         """
+        org_id = validation.uuid("org_id", org_id)
         session = ScopedSession(self.engine, expire_on_commit=False)
         role = f"SET LOCAL ROLE {APP_ROLE}; " if self._step_down else ""
         only = "SET TRANSACTION READ ONLY; " if read_only else ""

@@ -28,6 +28,7 @@ Upper wheels derive theirs from these.  Facts are attributes; the driver's
 exception is chained as ``__cause__``.
 """
 
+import pickle
 from collections.abc import Mapping
 from uuid import UUID
 
@@ -123,6 +124,26 @@ class TenantMismatchError(TenantError):
 _SHOWN = 80
 
 
+def _show(value: object) -> str:
+    """Return the repr, cut; the type alone where it has none (a broken __repr__, an int of 5,000 digits)."""
+    if isinstance(value, _Shown):
+        return str(value)
+    try:
+        shown = repr(value)
+    except Exception:  # noqa: BLE001 - whatever somebody's __repr__ raises
+        return f"<{type(value).__name__}>"
+    return shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}... ({type(value).__name__})"
+
+
+class _Shown(str):
+    """What is left of a value: its repr, which is shown as it is."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
 class InvalidInputError(IbexError, ValueError):
     """Input refused before any SQL: which field, which value, which rule."""
 
@@ -131,15 +152,18 @@ class InvalidInputError(IbexError, ValueError):
         self.value = value
         self.rule = rule
         self.index = index
-        shown = repr(value)
-        if len(shown) > _SHOWN:
-            shown = f"{shown[:_SHOWN]}... ({type(value).__name__})"
+        shown = _show(value)
         where = "" if index is None else f"item {index}: "
         super().__init__(f"{where}{field} {rule}; got {shown}")
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Survive pickling."""
-        return _invalid_input, (self.field, self.value, self.rule, self.index)
+        """Survive pickling; a value that cannot (it may be anything at all) is sent as it was shown."""
+        value = self.value
+        try:
+            pickle.dumps(value)
+        except Exception:  # noqa: BLE001 - whatever somebody's __reduce__ raises
+            value = _Shown(_show(value))
+        return _invalid_input, (self.field, value, self.rule, self.index)
 
 
 def _invalid_input(field: str, value: object, rule: str, index: int | None) -> InvalidInputError:

@@ -20,11 +20,11 @@ from sqlalchemy import (
     UniqueConstraint,
     Update,
     delete,
+    exists as sql_exists,
     func,
     select,
     update,
 )
-from sqlalchemy import exists as sql_exists
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import InstrumentedAttribute, Mapper

@@ -82,7 +82,7 @@ class SyncScopedSession(Session):
     """The synchronous half of ScopedSession: arms BEGIN, fills org_id in, completes identities."""
 
     org_id: UUID | None = None
-    settings: str = ""
+    settings: str | None = None
 
     def get(self, entity: Any, ident: Any, **options: Any) -> Any:
         """Load by key; the bare id stands for (org_id, id)."""
@@ -141,7 +141,7 @@ def scope(session: ScopedSession, org_id: UUID | None, settings: str) -> None:
         TenantMismatchError: it is bound already; its identity map would hand one tenant's objects to the other.
     """
     sync = cast("SyncScopedSession", session.sync_session)
-    if sync.settings:
+    if sync.settings is not None:
         raise TenantMismatchError(sync.org_id, org_id, "binding")
     sync.org_id = org_id
     sync.settings = settings
@@ -151,7 +151,7 @@ def scope(session: ScopedSession, org_id: UUID | None, settings: str) -> None:
 def _arm(session: SyncScopedSession, transaction: SessionTransaction, connection: Connection) -> None:
     if transaction.nested:
         return  # a savepoint: its transaction already carries the tenant
-    if not session.settings:
+    if session.settings is None:
         raise TenantMissingError
     driver = connection.connection.driver_connection
     if not isinstance(driver, FoldedConnection):

@@ -10,8 +10,7 @@ from functools import cache
 from typing import cast
 
 from sqlalchemy import Column, UniqueConstraint
-from sqlalchemy.exc import DBAPIError, StatementError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.exc import DBAPIError, StatementError, TimeoutError as PoolTimeoutError
 from sqlalchemy.orm.exc import StaleDataError
 from sqlalchemy.sql.elements import ClauseElement
 from sqlalchemy.sql.visitors import iterate
@@ -19,6 +18,7 @@ from sqlalchemy.sql.visitors import iterate
 from ibex_db_core.base import Base
 from ibex_db_core.errors import (
     AccessDeniedError,
+    ConfigurationError,
     ConflictError,
     ConnectionLostError,
     DatabaseError,
@@ -65,6 +65,9 @@ _BY_STATE: dict[str, tuple[_Told, str]] = {
 # ended a transaction that was idle, or ran, for too long; 53300: no free slot on the server.
 _LOST = ("08", "57P", "25P03", "25P04", "53300")
 
+# 28: the server does not know this user or password; 3D: no such database.
+_REFUSED_LOGIN = ("28", "3D")
+
 # An index of a partition carries its parent's name and the partition's number.
 _PARTITION = re.compile(r"_p\d+(?=\"|$)")
 
@@ -108,6 +111,8 @@ def _from_driver(exc: DBAPIError, parameters: Mapping[str, object] | None) -> Ib
         if "connection" in said and ("closed" in said or "lost" in said):
             return ConnectionLostError(f"the connection broke ({said}); what was not committed is gone")
         return DatabaseError(said)
+    if state.startswith(_REFUSED_LOGIN):
+        return ConfigurationError(f"{said}: check user, password and database of the URL [{state}]")
     kind, way_out = _BY_STATE.get(state, (DatabaseError, "see the cause"))
     said = _PARTITION.sub("", said)
     constraint = cast("str | None", getattr(driver, "constraint_name", None))

@@ -3,7 +3,7 @@
 import math
 import sys
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set as AbstractSet
 from enum import StrEnum
 from typing import TYPE_CHECKING, TypeAlias, TypeVar, Union
 
@@ -32,6 +32,9 @@ E = TypeVar("E", bound=StrEnum)
 BINARY_VECTORS = "ibex_binary_vectors"
 
 
+_MOST = 16_000  # pgvector's own limit
+
+
 def pack_vector(value: VectorLike, *, dim: int | None = None, field: str = "embedding") -> pgvector.Vector:
     """Check a vector and pack it as float32.
 
@@ -46,7 +49,8 @@ def pack_vector(value: VectorLike, *, dim: int | None = None, field: str = "embe
     if isinstance(value, pgvector.Vector):
         packed = value
         numbers: Sequence[float] = value.to_list()
-    elif isinstance(value, (str, bytes)):
+    elif isinstance(value, (str, bytes, bytearray, Mapping, AbstractSet)):
+        # array() would take a bytearray for packed floats, a mapping for its keys, and a set in any order.
         raise InvalidInputError(field, value, "must be a sequence of numbers")
     else:
         ndim = getattr(value, "ndim", 1)
@@ -56,8 +60,12 @@ def pack_vector(value: VectorLike, *, dim: int | None = None, field: str = "embe
             floats = array("f", value)
         except (TypeError, ValueError, OverflowError) as exc:
             raise InvalidInputError(field, value, "must be a sequence of float32 numbers") from exc
+        if len(floats) > _MOST:
+            raise InvalidInputError(field, f"{len(floats)} numbers", f"must have at most {_MOST:,} dimensions")
         numbers = floats
         packed = _from_array(floats)
+    if not numbers:
+        raise InvalidInputError(field, value, "must have at least one dimension")
     if dim is not None and len(numbers) != dim:
         raise InvalidInputError(field, f"{len(numbers)} numbers", f"must have exactly {dim} dimensions")
     # Sums of float32 cannot overflow a double, so one sum tells whether any is NaN or infinite.

@@ -12,7 +12,7 @@ import json
 import math
 import re
 from collections.abc import Callable
-from datetime import datetime
+from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
 from enum import StrEnum
 from functools import cache
@@ -56,6 +56,8 @@ def _checks(model: type[DeclarativeBase]) -> dict[str, Check]:
 
 def checker(field: str, column: "Column[object]") -> Check:
     """Return the check for one column: value in, value as stored out, InvalidInputError where it breaks a rule."""
+    if column.computed is not None:
+        return lambda value: _generated(field, value)
     rule = _rule(field, column)
     generated = column.default is not None or column.server_default is not None or column.primary_key
 
@@ -67,6 +69,10 @@ def checker(field: str, column: "Column[object]") -> Check:
         return rule(value)
 
     return run
+
+
+def _generated(field: str, value: object) -> object:
+    raise InvalidInputError(field, value, "is made by the database: leave it out")
 
 
 def _rule(field: str, column: "Column[object]") -> Check:
@@ -147,6 +153,10 @@ def moment(field: str, value: object) -> datetime:
         raise InvalidInputError(field, value, "must be a datetime")
     if value.tzinfo is None or value.utcoffset() is None:
         raise InvalidInputError(field, value, "must carry a time zone, for example datetime.now(UTC)")
+    try:
+        value.astimezone(UTC)
+    except OverflowError as exc:
+        raise InvalidInputError(field, value, "must lie in the years 1 to 9999 in UTC too") from exc
     return value
 
 
@@ -164,14 +174,14 @@ def decimal(field: str, value: object, lowest: float, highest: float, *, scale: 
     if isinstance(value, bool) or not isinstance(value, (int, float, Decimal)):
         raise InvalidInputError(field, value, "must be a number")
     try:
-        number = Decimal(str(value))
+        exact = number = Decimal(str(value)) if isinstance(value, float) else Decimal(value)
         if not number.is_finite():
             raise InvalidInputError(field, value, "must be finite")
         if scale is not None:
             number = number.quantize(Decimal(1).scaleb(-scale))
     except InvalidOperation as exc:
         raise InvalidInputError(field, value, "has too many digits") from exc
-    if not lowest <= Decimal(str(value)) <= highest:
+    if not lowest <= exact <= highest:
         raise InvalidInputError(field, value, f"must lie in [{lowest}, {highest}]")
     return number
 
@@ -197,14 +207,28 @@ def json_object(field: str, value: object) -> dict[str, object]:
     """Check a JSON object that Postgres can hold: string keys, finite numbers, no NUL."""
     if not isinstance(value, dict):
         raise InvalidInputError(field, value, "must be a dict (a JSON object)")
-    found = cast("dict[object, object]", value)
-    if not all(isinstance(key, str) for key in found):
-        raise InvalidInputError(field, found, "must have string keys only")
+    found = cast("dict[str, object]", value)
     try:
-        encoded = json.dumps(found, allow_nan=False)
-        encoded.encode()
+        _json_value(field, found)
+        json.dumps(found, allow_nan=False, ensure_ascii=False).encode()
     except (TypeError, ValueError, RecursionError) as exc:
+        if isinstance(exc, InvalidInputError):
+            raise
         raise InvalidInputError(field, found, f"must be serialisable as JSON ({exc})") from exc
-    if "\\u0000" in encoded:
-        raise InvalidInputError(field, found, "must not contain a NUL character, which jsonb cannot hold")
-    return cast("dict[str, object]", found)
+    return found
+
+
+def _json_value(field: str, value: object) -> None:
+    """Refuse at any depth what json.dumps lets through: a key that it would turn into text, a NUL."""
+    if isinstance(value, str):
+        if "\x00" in value:
+            raise InvalidInputError(field, value, "must not contain a NUL character, which jsonb cannot hold")
+    elif isinstance(value, dict):
+        for key, item in cast("dict[object, object]", value).items():
+            if not isinstance(key, str):
+                raise InvalidInputError(field, cast("object", value), "must have string keys only")
+            _json_value(field, key)
+            _json_value(field, item)
+    elif isinstance(value, (list, tuple)):
+        for item in cast("list[object]", value):
+            _json_value(field, item)

@@ -21,7 +21,13 @@ def canonical_state(state: JsonObject) -> bytes:
 
 def state_hash(state: JsonObject) -> str:
     """Return the SHA-256 of the canonical form, 64 hexadecimal digits in lower case."""
-    return sha256(canonical_state(state)).hexdigest()
+    return fingerprint(state)[0]
+
+
+def fingerprint(state: JsonObject) -> tuple[str, int]:
+    """Return state_hash and the length of the canonical form in bytes."""
+    canonical = canonical_state(state)
+    return sha256(canonical).hexdigest(), len(canonical)
 
 
 def _number(text: str) -> int | float:

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Group, RenderableType
+from rich.table import Column
 from rich.text import Text
 
 from ibex_db_core.cli.options import AsJson, Debug, Url, connect, where
@@ -131,6 +132,7 @@ def _confirm(question: str) -> None:
     try:
         agreed = typer.confirm(question, err=True)
     except typer.Abort:
+        typer.echo(err=True)
         agreed = False
     if not agreed:
         typer.echo("Cancelled: nothing was changed.", err=True)
@@ -196,7 +198,7 @@ class Checked(Result):
             for finding in self.findings
         ]
         found = len(self.findings)
-        return Group(*lines, Text(f"{found} {'difference' if found == 1 else 'differences'} found.", style="red"))
+        return Group(*lines, Text(f"{found} finding{'' if found == 1 else 's'}.", style="red"))
 
 
 def check(url: Url = None, *, as_json: AsJson = False, debug: Debug = False) -> None:
@@ -230,9 +232,9 @@ def _pending(step: Revision) -> Finding:
 
 
 def _listed(revisions: Sequence[Revision], *, applied: bool = False) -> RenderableType:
-    columns = ["Wheel", "Revision", "Message", *(["Applied"] if applied else [])]
+    names = ("Wheel", "Revision", "Message", *(["Applied"] if applied else []))
     return table(
-        columns,
+        [Column(name, no_wrap=name != "Message") for name in names],
         (
             (step.wheel, step.id, step.message, *([Text("yes", "green") if step.applied else "no"] if applied else []))
             for step in revisions

@@ -1,14 +1,14 @@
 """Checkpoint: the state of a session at one moment, to resume from."""
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 from uuid import UUID
 
-from sqlalchemy import CheckConstraint, String, UniqueConstraint, event
-from sqlalchemy.orm import Mapped, mapped_column, relationship
+from sqlalchemy import CheckConstraint, String, UniqueConstraint
+from sqlalchemy.orm import Mapped, mapped_column, relationship, validates
 
 from ibex_db_core.base import Base, Created, OrgScoped, json_is_object, parent_key
 from ibex_db_core.types import JsonObject
-from ibex_db_memory.state import canonical_state, state_hash
+from ibex_db_memory.state import fingerprint, state_hash
 
 if TYPE_CHECKING:
     from ibex_db_memory.models.session import Session
@@ -44,14 +44,12 @@ class Checkpoint(OrgScoped, Created, Base):
         json_is_object("state"),
     )
 
+    @validates("state")
+    def _describe(self, _key: str, state: JsonObject) -> JsonObject:
+        """Keep hash and size in step; a validator runs after the column's own check."""
+        self.state_hash, self.state_size_bytes = fingerprint(state)
+        return state
+
     def is_intact(self) -> bool:
         """Tell whether the state is still the one that the hash was made of."""
         return self.state_hash == state_hash(self.state)
-
-
-@event.listens_for(Checkpoint.state, "set")
-def _describe(target: Checkpoint, value: object, _old: object, _initiator: object) -> None:  # pyright: ignore[reportUnusedFunction]
-    """Keep hash and size in step with the state."""
-    state = cast("JsonObject", value)
-    target.state_hash = state_hash(state)
-    target.state_size_bytes = len(canonical_state(state))

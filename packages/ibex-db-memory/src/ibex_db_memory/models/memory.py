@@ -20,7 +20,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import TSVECTOR
 from sqlalchemy.engine.default import DefaultExecutionContext
-from sqlalchemy.orm import Mapped, column_property, declared_attr, mapped_column, relationship
+from sqlalchemy.orm import Mapped, column_property, declared_attr, mapped_column, relationship, validates
 
 from ibex_db_core.base import Base, OrgScoped, SoftDeleted, Timestamped, json_is_object, parent_key
 from ibex_db_core.errors import InvalidInputError
@@ -137,6 +137,12 @@ class Memory(OrgScoped, SoftDeleted, Timestamped, Base):
         viewonly=True,  # the database writes them
     )
 
+    @validates("content")
+    def _follow_content(self, _key: str, content: str) -> str:
+        """Keep content_hash in step; a validator runs after the column's own check."""
+        self.content_hash = content_hash(content)
+        return content
+
     __table_args__ = (
         _SEARCH_VECTOR,
         parent_key("agents", "agent_id"),
@@ -189,12 +195,6 @@ class Memory(OrgScoped, SoftDeleted, Timestamped, Base):
         # bump would enter the vector index anew (50-80 ms a search, measured).
         {"postgresql_partition_by": "HASH (org_id)"},
     )
-
-
-@event.listens_for(Memory.content, "set")
-def _follow_content(target: Memory, value: object, _old: object, _initiator: object) -> None:  # pyright: ignore[reportUnusedFunction]
-    """Keep content_hash in step with content."""
-    target.content_hash = content_hash(cast("str", value))
 
 
 @event.listens_for(Memory, "before_insert")

@@ -33,8 +33,10 @@ def upgrade() -> None:
     op.execute(f"REVOKE ALL ON SCHEMA {SCHEMA} FROM PUBLIC")
     op.execute(f"GRANT USAGE ON SCHEMA {SCHEMA} TO {APP_ROLE}, {PLATFORM_ROLE}")
     op.execute(f"ALTER TABLE {SCHEMA}.alembic_version OWNER TO {OWNER_ROLE}")
+    op.execute(f"SET LOCAL ROLE {OWNER_ROLE}")
     for statement in create_trigger_functions():
         op.execute(statement)
+    op.execute("SET LOCAL ROLE NONE")
 
 
 def downgrade() -> None:
