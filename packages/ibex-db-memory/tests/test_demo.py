@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from importlib.resources import files
+from io import StringIO
 from pathlib import Path
 from typing import Any, cast
 from uuid import uuid4
@@ -17,9 +18,9 @@ from uuid import uuid4
 import asyncpg
 import numpy as np
 import pytest
+from rich.console import Console
 
 from ibex_db_core.provisioning import PLATFORM_LOGIN, SERVICE_LOGIN, Cluster
-from ibex_db_memory.commands import demo
 from ibex_db_memory.demo.report import Report
 from ibex_db_memory.demo.story import play
 
@@ -90,7 +91,7 @@ def own_corpus(tmp_path: Path) -> list[str]:
     return options
 
 
-def test_with_nothing_configured_it_runs_twice(tmp_path: Path):
+def test_with_nothing_configured_it_runs_twice(tmp_path: Path) -> None:
     """On the embedded Postgres of a fresh home: everything is new, then everything is known."""
     home = clean(IBEX_HOME=str(tmp_path / "home"))
 
@@ -112,7 +113,7 @@ def test_with_nothing_configured_it_runs_twice(tmp_path: Path):
     assert [each["id"] for each in first["organizations"]] == [each["id"] for each in second["organizations"]]
 
 
-def test_people_read_the_verdict_first_and_last(addresses: Environment):
+def test_people_read_the_verdict_first_and_last(addresses: Environment) -> None:
     """And what was done, and how long it took."""
     done = run(addresses)
 
@@ -126,7 +127,9 @@ def test_people_read_the_verdict_first_and_last(addresses: Environment):
     assert "cross-tenant session" not in done.stderr
 
 
-def test_it_leaves_with_1_where_a_claim_does_not_hold(ibex_cluster: Cluster, database: str, addresses: Environment):
+def test_it_leaves_with_1_where_a_claim_does_not_hold(
+    ibex_cluster: Cluster, database: str, addresses: Environment
+) -> None:
     """Somebody switched row-level security off."""
 
     async def open_the_wall() -> None:
@@ -147,7 +150,7 @@ def test_it_leaves_with_1_where_a_claim_does_not_hold(ibex_cluster: Cluster, dat
     assert told["claims_held"] < told["claims_made"]
 
 
-def test_two_at_once_do_not_disturb_each_other(addresses: Environment):
+def test_two_at_once_do_not_disturb_each_other(addresses: Environment) -> None:
     """Both find all their claims to hold, whoever created what."""
     command = [sys.executable, "-m", "ibex_db_core.cli", "demo", "--json"]
     both = [
@@ -160,7 +163,9 @@ def test_two_at_once_do_not_disturb_each_other(addresses: Environment):
     assert [process.returncode for process in both] == [0, 0, 0], told
 
 
-def test_somebodys_own_memories_go_into_an_organization_of_their_own(addresses: Environment, own_corpus: list[str]):
+def test_somebodys_own_memories_go_into_an_organization_of_their_own(
+    addresses: Environment, own_corpus: list[str]
+) -> None:
     """Its questions are asked, and a second run loses nothing."""
     first, second = report(addresses, *own_corpus), report(addresses, *own_corpus)
 
@@ -176,14 +181,14 @@ def test_somebodys_own_memories_go_into_an_organization_of_their_own(addresses: 
     assert any("0 created, 40 known" in outcome for outcome in outcomes(second))
 
 
-def test_memories_without_questions_are_enough(addresses: Environment, own_corpus: list[str]):
+def test_memories_without_questions_are_enough(addresses: Environment, own_corpus: list[str]) -> None:
     told = report(addresses, *own_corpus[:4])
 
     assert told["organizations"][2]["memories"] == 40
     assert len(told["searches"]) == 1
 
 
-def test_a_bad_file_is_told_before_anything_is_stored(tmp_path: Path, own_corpus: list[str]):
+def test_a_bad_file_is_told_before_anything_is_stored(tmp_path: Path, own_corpus: list[str]) -> None:
     """File, line and rule; no database is opened for it."""
     Path(own_corpus[1]).write_text('{"text": "fine"}\n{"content": ""}\n')
     home = tmp_path / "home"
@@ -212,11 +217,11 @@ def test_a_bad_file_is_told_before_anything_is_stored(tmp_path: Path, own_corpus
         ["--questions", "q.jsonl", "--question-vectors", "q.npy"],
     ],
 )
-def test_files_that_belong_together_are_asked_for(options: list[str]):
+def test_files_that_belong_together_are_asked_for(options: list[str]) -> None:
     assert run(clean(), *options).returncode == 2
 
 
-def test_only_those_who_read_vectors_need_numpy(addresses: Environment):
+def test_only_those_who_read_vectors_need_numpy(addresses: Environment) -> None:
     """The command says which extra brings it."""
     code = "import sys; sys.modules['numpy'] = None; from ibex_db_core.cli import main; sys.argv[1:] = ['demo']; main()"
     command = [sys.executable, "-c", code]
@@ -226,7 +231,7 @@ def test_only_those_who_read_vectors_need_numpy(addresses: Environment):
     assert "ibex-db-memory[cli]" in done.stderr
 
 
-def test_the_proof_needs_no_terminal_library():
+def test_the_proof_needs_no_terminal_library() -> None:
     """Test suites use it, and install no command line."""
     code = (
         "import sys; sys.modules['rich'] = sys.modules['typer'] = sys.modules['numpy'] = None; "
@@ -236,17 +241,15 @@ def test_the_proof_needs_no_terminal_library():
     subprocess.run([sys.executable, "-c", code], check=True, timeout=SECONDS)
 
 
-def test_every_module_is_short():
+def test_every_module_is_short() -> None:
     """A noun each."""
     for module in (files("ibex_db_memory") / "demo").iterdir():
         if module.name.endswith(".py"):
             assert len(module.read_text(encoding="utf-8").splitlines()) < 280, module.name
 
 
-async def test_a_report_is_one_object_for_people_and_machines(ibex_cluster: Cluster, database: str):
+async def test_a_report_is_one_object_for_people_and_machines(ibex_cluster: Cluster, database: str) -> None:
     """Drawn from the facts alone, whatever the width; and progress is told on the way."""
-    from rich.console import Console
-
     told: list[str] = []
     async with ibex_cluster.database(database) as db:
         found = await play(db, tell=lambda what, _done, _total: told.append(what))
@@ -255,7 +258,6 @@ async def test_a_report_is_one_object_for_people_and_machines(ibex_cluster: Clus
     assert "proving isolation" in told
     assert found.exit_code == 0
     for width in (60, 80, 120):
-        page = Console(width=width, record=True, file=open(os.devnull, "w"))  # noqa: ASYNC230, PTH123, SIM115
-        page.print(found)
-        assert all(len(line) <= width for line in page.export_text().splitlines())
-    assert demo.__doc__ is not None
+        page = StringIO()
+        Console(width=width, file=page).print(found)
+        assert all(len(line) <= width for line in page.getvalue().splitlines())

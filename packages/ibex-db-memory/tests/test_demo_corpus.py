@@ -11,7 +11,7 @@ from ibex_db_core.errors import InvalidInputError
 from ibex_db_memory.demo.corpus import Corpus, builtin, own, slug_of
 from ibex_db_memory.demo.lines import FileInputError
 
-TURNS = [
+TURNS: list[dict[str, object]] = [
     {"conversation": 26, "dia_id": "D1:1", "speaker": "Ann", "text": "Ann: Hello!"},
     {"conversation": 26, "dia_id": "D1:2", "speaker": "Bob", "text": "Bob: I moved to Lisbon."},
     {"conversation": "30", "dia_id": "D1:1", "speaker": "Cy", "text": "Cy: I run a bakery."},
@@ -26,7 +26,7 @@ def corpus(folder: Path, memories: list[dict[str, object]], questions: list[dict
     return own(folder / "turns.jsonl", folder / "turns.npy", *asked)
 
 
-def test_the_corpus_of_the_wheel_is_whole():
+def test_the_corpus_of_the_wheel_is_whole() -> None:
     """Two organizations, six agents, 205 memories, 20 questions."""
     found = builtin()
 
@@ -36,7 +36,7 @@ def test_the_corpus_of_the_wheel_is_whole():
     assert found.handmade
 
 
-def test_a_line_of_a_conversation_becomes_an_episodic_memory_of_its_agent(tmp_path: Path):
+def test_a_line_of_a_conversation_becomes_an_episodic_memory_of_its_agent(tmp_path: Path) -> None:
     """All that has no column goes into the metadata; the file gives the organization its name."""
     found = corpus(tmp_path, TURNS).records
 
@@ -46,7 +46,7 @@ def test_a_line_of_a_conversation_becomes_an_episodic_memory_of_its_agent(tmp_pa
     assert found[1].draft["valid_from"] is None
 
 
-def test_known_fields_are_taken_and_metadata_is_kept(tmp_path: Path):
+def test_known_fields_are_taken_and_metadata_is_kept(tmp_path: Path) -> None:
     """A line as the wheel's own corpus has them."""
     line: dict[str, object] = {
         "organization": "acme",
@@ -72,7 +72,7 @@ def test_known_fields_are_taken_and_metadata_is_kept(tmp_path: Path):
     assert abs(datetime.now(UTC) - timedelta(days=10) - valid_from) < timedelta(minutes=1)
 
 
-def test_a_moment_with_a_time_zone_is_since_when_it_holds(tmp_path: Path):
+def test_a_moment_with_a_time_zone_is_since_when_it_holds(tmp_path: Path) -> None:
     """Without a zone nobody knows which moment is meant: it stays metadata alone."""
     told = corpus(
         tmp_path,
@@ -86,7 +86,7 @@ def test_a_moment_with_a_time_zone_is_since_when_it_holds(tmp_path: Path):
     assert [record.draft["valid_from"] for record in told] == [datetime(2026, 2, 1, 10, tzinfo=UTC), None, None]
 
 
-def test_evidence_is_found_in_its_own_conversation_however_it_is_written(tmp_path: Path):
+def test_evidence_is_found_in_its_own_conversation_however_it_is_written(tmp_path: Path) -> None:
     """Ids of other conversations, and ids that are no turn, name nothing."""
     asked: list[dict[str, object]] = [
         {"conversation": 26, "question": "Where?", "evidence": ["D1:1; D1:2", "D9:9"]},
@@ -111,13 +111,13 @@ def test_evidence_is_found_in_its_own_conversation_however_it_is_written(tmp_pat
         ({"question": "?", "evidence": "D1:1"}, "evidence must be a list"),
     ],
 )
-def test_a_bad_question_is_named(tmp_path: Path, question: dict[str, object], rule: str):
+def test_a_bad_question_is_named(tmp_path: Path, question: dict[str, object], rule: str) -> None:
     """As a bad memory is."""
     with pytest.raises(FileInputError, match=f"asked.jsonl, line 1: {rule}"):
         corpus(tmp_path, TURNS, [question])
 
 
-def test_questions_and_their_vectors_come_together(tmp_path: Path):
+def test_questions_and_their_vectors_come_together(tmp_path: Path) -> None:
     """One without the other cannot be asked."""
     corpus(tmp_path, TURNS)
 
@@ -126,7 +126,7 @@ def test_questions_and_their_vectors_come_together(tmp_path: Path):
 
 
 @pytest.mark.parametrize("name", ["Support", "support!", "Ünï", "日本", "a b", "-a", "x" * 300])
-def test_any_name_has_a_slug_of_its_own(name: str):
+def test_any_name_has_a_slug_of_its_own(name: str) -> None:
     """Lower-case letters, digits and hyphens, and never another name's."""
     found = slug_of(name)
 
@@ -135,6 +135,6 @@ def test_any_name_has_a_slug_of_its_own(name: str):
     assert found not in {slug_of(name.lower().strip("!-")), slug_of(f"{name} ")} - {slug_of(name)}
 
 
-def test_a_slug_is_its_own():
+def test_a_slug_is_its_own() -> None:
     assert slug_of("front-desk-2") == "front-desk-2"
     assert slug_of("Front Desk 2") != "front-desk-2"
