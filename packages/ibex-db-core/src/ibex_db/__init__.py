@@ -36,6 +36,7 @@ from ibex_db_core import (
     Page as Page,
     PoolExhaustedError as PoolExhaustedError,
     Revision as Revision,
+    RolledBackError as RolledBackError,
     RuleViolationError as RuleViolationError,
     ScopedSession as ScopedSession,
     SerializationError as SerializationError,

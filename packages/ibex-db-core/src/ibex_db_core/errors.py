@@ -20,6 +20,7 @@
     │   ├── LockTimeoutError          55P03
     │   ├── ConnectionLostError       the server or the network went away
     │   └── PoolExhaustedError        no connection within pool_timeout
+    ├── RolledBackError               COMMIT after a statement had failed: nothing was kept
     ├── CommitUnknownError            the connection broke during COMMIT
     ├── StatementTimeoutError         57014
     └── DatabaseError                 anything else the server said
@@ -48,6 +49,7 @@ __all__ = [
     "MigrationError",
     "NotFoundError",
     "PoolExhaustedError",
+    "RolledBackError",
     "RuleViolationError",
     "SerializationError",
     "StatementTimeoutError",
@@ -244,6 +246,14 @@ class ConnectionLostError(TransientError):
 
 class PoolExhaustedError(TransientError):
     """No connection came free within pool_timeout: enlarge pool_size, or hold transactions for less time."""
+
+
+class RolledBackError(_ServerError):
+    """Nothing of this transaction was kept: a statement had failed, its error was caught, and the work went on.
+
+    Postgres undoes such a transaction whole, and answers COMMIT with ROLLBACK.
+    Wrap what may fail in ``session.begin_nested()``, or let its error leave the block.
+    """
 
 
 class CommitUnknownError(_ServerError):

@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapper, ORMExecuteState, Session, SessionTransaction, with_loader_criteria
 
 from ibex_db_core.base import OrgScoped
-from ibex_db_core.errors import TenantError, TenantMismatchError, TenantMissingError
+from ibex_db_core.errors import RolledBackError, TenantError, TenantMismatchError, TenantMissingError
 from ibex_db_core.policies import TENANT_SETTING
 
 O = TypeVar("O")  # noqa: E741 - SQLAlchemy's own name for "an entity"
@@ -50,9 +50,20 @@ class FoldedConnection(asyncpg.Connection):
         self._armed = None
 
     async def execute(self, query: str, *args: object, timeout: float | None = None) -> str:
-        """Run a command; the first BEGIN after arm() carries the settings."""
+        """Run a command; the first BEGIN after arm() carries the settings.
+
+        Raises:
+            RolledBackError: COMMIT of a transaction in which a statement had failed, which the
+                server answers with ROLLBACK and without an error.
+        """
         if self._armed is None:
-            return await super().execute(query, *args, timeout=timeout)
+            status = await super().execute(query, *args, timeout=timeout)
+            if status == "ROLLBACK" and query.startswith("COMMIT"):
+                raise RolledBackError(
+                    "COMMIT kept nothing: a statement of this transaction had failed and its error was caught; "
+                    "wrap what may fail in session.begin_nested(), or let the error leave the block"
+                )
+            return status
         if args or not query.startswith("BEGIN"):
             raise self._outside_a_transaction()
         settings, self._armed = self._armed, None
