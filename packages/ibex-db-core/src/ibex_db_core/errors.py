@@ -10,6 +10,7 @@
     │   └── TenantMismatchError
     ├── InvalidInputError             refused before SQL: field, value, rule
     ├── NotFoundError                 no such row for this tenant
+    ├── IllegalTransitionError        a step that the row's state does not allow
     ├── ConflictError                 a unique rule (SQLSTATE 23505)
     ├── ForeignKeyError               a foreign key (23503)
     ├── RuleViolationError            a CHECK or NOT NULL rule (23514, 23502)
@@ -20,7 +21,6 @@
     │   ├── LockTimeoutError          55P03
     │   ├── ConnectionLostError       the server or the network went away
     │   └── PoolExhaustedError        no connection within pool_timeout
-    ├── RolledBackError               COMMIT after a statement had failed: nothing was kept
     ├── CommitUnknownError            the connection broke during COMMIT
     ├── StatementTimeoutError         57014
     └── DatabaseError                 anything else the server said
@@ -44,12 +44,12 @@ __all__ = [
     "EmbeddedPostgresError",
     "ForeignKeyError",
     "IbexError",
+    "IllegalTransitionError",
     "InvalidInputError",
     "LockTimeoutError",
     "MigrationError",
     "NotFoundError",
     "PoolExhaustedError",
-    "RolledBackError",
     "RuleViolationError",
     "SerializationError",
     "StatementTimeoutError",
@@ -185,6 +185,21 @@ class NotFoundError(IbexError, LookupError):
         return type(self), (self.model, self.key)
 
 
+class IllegalTransitionError(IbexError):
+    """A step that the row's present state does not allow."""
+
+    def __init__(self, entity: str, from_state: str, to_state: str, way_out: str = "") -> None:
+        self.entity = entity
+        self.from_state = from_state
+        self.to_state = to_state
+        self.way_out = way_out
+        super().__init__(f"{entity} is {from_state} and cannot become {to_state}" + (f": {way_out}" if way_out else ""))
+
+    def __reduce__(self) -> tuple[type["IllegalTransitionError"], tuple[str, str, str, str]]:
+        """Survive pickling."""
+        return type(self), (self.entity, self.from_state, self.to_state, self.way_out)
+
+
 class _ServerError(IbexError):
     """What the server's refusals have in common: the constraint's name and the SQLSTATE."""
 
@@ -246,14 +261,6 @@ class ConnectionLostError(TransientError):
 
 class PoolExhaustedError(TransientError):
     """No connection came free within pool_timeout: enlarge pool_size, or hold transactions for less time."""
-
-
-class RolledBackError(_ServerError):
-    """Nothing of this transaction was kept: a statement had failed, its error was caught, and the work went on.
-
-    Postgres undoes such a transaction whole, and answers COMMIT with ROLLBACK.
-    Wrap what may fail in ``session.begin_nested()``, or let its error leave the block.
-    """
 
 
 class CommitUnknownError(_ServerError):
