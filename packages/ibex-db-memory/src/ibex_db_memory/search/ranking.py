@@ -66,7 +66,8 @@ class HotWeights:
             raise InvalidInputError("half_life_days", given, "must be a mapping of categories to days")
         for category, days in (self.half_life_days or {}).items():
             validation.enum_member("half_life_days", MemoryCategory, category)
-            validation.number("half_life_days", days, _SHORTEST_HALF_LIFE, math.inf)
+            if validation.number("half_life_days", days, 0, math.inf) < _SHORTEST_HALF_LIFE:
+                raise InvalidInputError("half_life_days", days, f"must be at least {_SHORTEST_HALF_LIFE} days")
 
     @property
     def parameters(self) -> Mapping[str, object]:
