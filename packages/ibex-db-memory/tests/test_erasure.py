@@ -9,7 +9,14 @@ import pytest
 from sqlalchemy import text
 
 from ibex_db_core.database import Database
-from ibex_db_core.errors import AccessDeniedError, ForeignKeyError, IbexError, InvalidInputError, NotFoundError, TenantError
+from ibex_db_core.errors import (
+    AccessDeniedError,
+    ForeignKeyError,
+    IbexError,
+    InvalidInputError,
+    NotFoundError,
+    TenantError,
+)
 from ibex_db_core.tenant import ScopedSession
 from ibex_db_memory import Memory, MemoryRepository, SessionRepository, content_hash
 from ibex_db_tenancy import (

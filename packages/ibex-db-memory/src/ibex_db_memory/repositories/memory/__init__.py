@@ -5,6 +5,7 @@ from ibex_db_memory.repositories.memory.finding import Finding
 from ibex_db_memory.repositories.memory.graph import Direction, Graph, Neighbor
 from ibex_db_memory.repositories.memory.history import History
 from ibex_db_memory.repositories.memory.lifecycle import Lifecycle
+from ibex_db_memory.repositories.memory.moving import Moving
 from ibex_db_memory.repositories.memory.retention import Retention
 from ibex_db_memory.repositories.memory.tags import TagCount, Tags
 from ibex_db_memory.repositories.memory.usage import Usage
@@ -13,7 +14,7 @@ from ibex_db_memory.repositories.memory.writing import Kept, Outcome, Remembered
 __all__ = ["Direction", "Kept", "MemoryRepository", "Neighbor", "Outcome", "RememberedMany", "TagCount"]
 
 
-class MemoryRepository(Lifecycle, Erasure, Finding, Usage, History, Graph, Tags, Retention):
+class MemoryRepository(Lifecycle, Erasure, Finding, Usage, History, Graph, Tags, Retention, Moving):
     """The memories of one organization.
 
     Args:
