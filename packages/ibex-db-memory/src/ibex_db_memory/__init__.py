@@ -9,7 +9,7 @@ from ibex_db_memory.content import (
     normalise_tag,
 )
 from ibex_db_memory.drafts import MemoryDraft
-from ibex_db_memory.errors import CheckpointDamagedError
+from ibex_db_memory.errors import CheckpointDamagedError, ExportDamagedError
 from ibex_db_memory.models import (
     EMBEDDING_DIMENSIONS,
     SESSION_STEPS,
@@ -38,6 +38,7 @@ from ibex_db_memory.repositories import (
 )
 from ibex_db_memory.search import HALF_LIFE_DAYS, Hit, Hits, HotMemory, HotWeights, Plan, ScoreParts
 from ibex_db_memory.state import state_hash
+from ibex_db_memory.transfer import Imported, ImportedItem, ImportOutcome
 
 __all__ = [
     "EMBEDDING_DIMENSIONS",
@@ -49,10 +50,14 @@ __all__ = [
     "Checkpoint",
     "CheckpointDamagedError",
     "Direction",
+    "ExportDamagedError",
     "Hit",
     "Hits",
     "HotMemory",
     "HotWeights",
+    "ImportOutcome",
+    "Imported",
+    "ImportedItem",
     "Kept",
     "Memory",
     "MemoryCategory",
