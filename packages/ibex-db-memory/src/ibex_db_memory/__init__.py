@@ -28,6 +28,7 @@ from ibex_db_memory.models import (
 )
 from ibex_db_memory.repositories import (
     Direction,
+    ImportOptions,
     Kept,
     MemoryRepository,
     Neighbor,
@@ -55,6 +56,7 @@ __all__ = [
     "Hits",
     "HotMemory",
     "HotWeights",
+    "ImportOptions",
     "ImportOutcome",
     "Imported",
     "ImportedItem",

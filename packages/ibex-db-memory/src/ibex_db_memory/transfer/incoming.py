@@ -146,7 +146,8 @@ def _memory(record: Mapping[str, Any]) -> Incoming:
         values[name] = default if values[name] is None else values[name]
     values["content_hash"] = content_hash(values["content"])
     values["embedding"] = _embedding(record.get("embedding"))
-    values["metadata"] = json_text("metadata", record.get("metadata") or {})
+    metadata = record.get("metadata")
+    values["metadata"] = "{}" if metadata is None else json_text("metadata", metadata)
     for name in POINTERS:
         if values[name] == values["id"]:
             raise InvalidInputError(name, values[name], "must be another memory")

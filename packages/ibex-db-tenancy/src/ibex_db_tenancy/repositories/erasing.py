@@ -17,7 +17,6 @@ from ibex_db_tenancy.models.erasure import KEY_BYTES, ErasureKey, ErasureReceipt
 T = TypeVar("T", bound=Base)
 
 _LOCK = text("SELECT pg_advisory_xact_lock(:number)")
-_SHARE = text("SELECT pg_advisory_xact_lock_shared(:number)")
 
 
 class Erasing(BaseRepository[T]):
@@ -45,12 +44,15 @@ class Erasing(BaseRepository[T]):
         await self._flush()
         # A savepoint: whoever catches an error and goes on finds nothing half erased.
         async with self._session.begin_nested():
-            org_id = await self._organization_of(ident)
+            org_id = self._org_id or await self._organization_of(ident)
+            # Before anything is looked at: an import that goes on beside may just be bringing the row in.
             await self._execute(_LOCK, {"number": lock_number(org_id)})
             doomed = doomed_with(self._table, org_id, ident, wholly=wholly)
-            counts = {one.table.name: int((await self._execute(one.counted)).scalar_one()) for one in doomed}
-            if counts[self._table.name] == 0:  # another erasure was first
-                raise NotFoundError(self.model.__name__, ident)
+            counts: dict[str, int] = {}
+            for one in doomed:
+                counts[one.table.name] = int((await self._execute(one.counted)).scalar_one())
+                if not counts[self._table.name]:
+                    raise NotFoundError(self.model.__name__, ident)
             erased = await self._receipt(doomed, org_id, ident, counts, told)
             for one in reversed(doomed):
                 if one.owned or one.table is self._table:
@@ -59,7 +61,7 @@ class Erasing(BaseRepository[T]):
         return erased
 
     async def _organization_of(self, ident: UUID) -> UUID:
-        """Return the row's organization; a platform session may serve all."""
+        """Return the row's organization, on a platform session that serves all."""
         org = self._table.c["org_id"]
         found = await self._execute(select(org).where(*self._scope(include_deleted=True), self._table.c["id"] == ident))
         org_id = cast("UUID | None", found.scalar_one_or_none())
