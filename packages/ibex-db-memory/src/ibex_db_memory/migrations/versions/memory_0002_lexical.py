@@ -89,20 +89,20 @@ BEGIN
     RETURN QUERY
     WITH found AS MATERIALIZED (
         -- Concatenated with nothing: read from out of line once, not for each term.
-        SELECT m.id, m.search_vector || ''::tsvector AS words, length(m.search_vector) AS length
+        SELECT m.id, m.search_vector || ''::tsvector AS words
         FROM ibex_core.memories m
         WHERE m.org_id = org AND (agents IS NULL OR m.agent_id = ANY (agents)) AND m.search_vector @@ any_term
-    ), used AS MATERIALIZED (
-        SELECT found.id, found.length, term.number, ts_rank_cd('{{1, 1, 1, 1}}', found.words, term.query)::float8 AS tf
+    ), used AS (
+        SELECT found.id, length(found.words) AS length, count(*) OVER (PARTITION BY term.number) AS df,
+            ts_rank_cd('{{1, 1, 1, 1}}', found.words, term.query)::float8 AS tf
         FROM unnest(terms) WITH ORDINALITY AS term (query, number)
         JOIN found ON found.words @@ term.query
-    ), weight AS (
-        SELECT used.number, ln(1 + (greatest(corpus_rows - count(*), 0) + 0.5::float8) / (count(*) + 0.5::float8)) AS idf
-        FROM used GROUP BY used.number
     )
-    SELECT used.id, (sum((idf * tf * (k1 + 1) / (tf + k1 * (1 - b + b * used.length / mean_length))
-        * 4294967296)::bigint) / 4294967296.0)::float8
-    FROM used JOIN weight ON weight.number = used.number
+    SELECT used.id, (sum((
+            ln(1 + (greatest(corpus_rows - used.df, 0) + 0.5::float8) / (used.df + 0.5::float8))
+            * used.tf * (k1 + 1) / (used.tf + k1 * (1 - b + b * used.length / mean_length)) * 4294967296
+        )::bigint) / 4294967296.0)::float8
+    FROM used
     GROUP BY used.id;
 END $$
 """
