@@ -12,7 +12,7 @@ the content changes, and only there.
 
 from alembic import op
 
-from ibex_db_core.policies import APP_ROLE, OWNER_ROLE, PLATFORM_ROLE, SEARCH_ROLE, TENANT_EXPRESSION
+from ibex_db_core.policies import APP_ROLE, OWNER_ROLE, SEARCH_ROLE, TENANT_EXPRESSION
 
 revision = "memory_0002"
 down_revision = "memory_0001"
@@ -144,7 +144,8 @@ def upgrade() -> None:
     op.execute(f"GRANT SELECT (org_id, id, agent_id, search_vector) ON ibex_core.memories TO {SEARCH_ROLE}")
     op.execute(_BM25)
     op.execute(f"REVOKE ALL ON FUNCTION {_SIGNATURE} FROM PUBLIC")
-    op.execute(f"GRANT EXECUTE ON FUNCTION {_SIGNATURE} TO {APP_ROLE}, {PLATFORM_ROLE}")
+    # Not ibex_platform: its sessions name no tenant, so the function would find nothing and not say why.
+    op.execute(f"GRANT EXECUTE ON FUNCTION {_SIGNATURE} TO {APP_ROLE}")
     _hand_over()
     op.execute("SET LOCAL ROLE NONE")
 
