@@ -15,7 +15,7 @@ Retrieval, 2023; the weights and the number of candidates: decision 0020.
 from functools import cache
 from typing import Any, Final, cast
 
-from sqlalchemy import ColumnElement, Float, Select, bindparam, case, func, literal_column, select, union
+from sqlalchemy import ColumnElement, Float, Select, bindparam, case, func, literal_column, select
 from sqlalchemy.orm import InstrumentedAttribute
 
 from ibex_db_memory.models import Memory
@@ -27,9 +27,14 @@ VECTOR_WEIGHT: Final = 0.5
 
 # From 30 to 1,000 candidates of each leg evidence recall@10 stayed within 0.005;
 # the fewer, the fewer rows to look up.
-LEAST_CANDIDATES: Final = 100
+_LEAST_CANDIDATES: Final = 50
 
 _LEAST = bindparam("min_similarity", type_=Float())
+
+
+def candidates_for(limit: int) -> int:
+    """Return how many candidates each leg brings for so many hits: at least as many, so that none is missing."""
+    return max(2 * limit, _LEAST_CANDIDATES)
 
 
 @cache
@@ -43,31 +48,33 @@ def statement(shape: frozenset[str], *, exact: bool, floor: bool) -> Select[*tup
     lexical.scores().
     """
     distance = cast("Any", Memory.embedding).cosine_distance(QUERY)
-    similar = (1.0 - distance) >= _LEAST
+    similar = (1.0 - distance).label("similarity")
+    floored = [(1.0 - distance) >= _LEAST] if floor else []
     candidates = bindparam("candidates", type_=LIMIT.type)
     # "+ 0" is no index's expression: the planner has to scan and sort.
     rank = (distance + literal_column("0")) if exact else distance
     nearest = (
-        select(Memory.id.label("id"))
+        select(Memory.id.label("id"), similar)
         .where(Memory.org_id == ORG, Memory.embedding.is_not(None), *conditions(shape))
         .order_by(rank)
         .limit(candidates)
         .cte("nearest")
     )
     words = lexical.scores()
-    worded = lexical.best(words, shape, candidates, *([similar] if floor else []))
-    both = union(select(nearest.c.id), select(worded.c.memory_id)).subquery("both_legs")
+    worded = lexical.best(words, shape, candidates, also=[similar], where=floored)
+    ident = func.coalesce(nearest.c.id, worded.c.memory_id)
     judged = (
         select(
-            Memory.id.label("id"),
-            (1.0 - distance).label("similarity"),
-            func.coalesce(words.c.score, 0.0).label("lexical"),
+            ident.label("id"),
+            func.coalesce(nearest.c.similarity, worded.c.similarity).label("similarity"),
+            func.coalesce(worded.c.score, words.c.score, 0.0).label("lexical"),
         )
-        .select_from(both)
-        .join(Memory, (Memory.org_id == ORG) & (Memory.id == both.c.id))
-        .outerjoin(words, words.c.memory_id == both.c.id)
-        .where(*([similar] if floor else []))
+        .select_from(nearest.join(worded, nearest.c.id == worded.c.memory_id, full=True))
+        # The nearest that are not among the best by words have a score all the same, or none.
+        .outerjoin(words, words.c.memory_id == nearest.c.id)
+        .where(*([func.coalesce(nearest.c.similarity, worded.c.similarity) >= _LEAST] if floor else []))
         .cte("judged")
+        .prefix_with("MATERIALIZED")
     )
     similarity, said = judged.c.similarity, judged.c.lexical
     low, high = func.min(similarity).over(), func.max(similarity).over()

@@ -14,6 +14,7 @@ The words are found inside a function, memories_bm25 (migration memory_0002):
 silently not be used.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final, cast
@@ -122,21 +123,23 @@ def scores() -> CTE:
     return select(found).cte("lexical").prefix_with("MATERIALIZED")
 
 
-def best(scored: CTE, shape: frozenset[str], limit: Any, *where: Any) -> Subquery:
-    """Return the best of the scored memories that pass the filters: memory_id and score, best first.
+def best(
+    scored: CTE, shape: frozenset[str], limit: Any, *, also: Sequence[Any] = (), where: Sequence[Any] = ()
+) -> Subquery:
+    """Return the best of the scored memories that pass the filters: memory_id, score and ``also``, best first.
 
     Rows are looked up in order of their score until enough have passed: the
     lateral LIMIT keeps the planner from reading all of them first.
     """
     ranked = select(scored).order_by(scored.c.score.desc(), scored.c.memory_id).subquery("ranked")
     passing = (
-        select(literal_column("1", Integer()).label("passed"))
+        select(literal_column("1", Integer()).label("passed"), *also)
         .where(Memory.org_id == ORG, Memory.id == ranked.c.memory_id, *conditions(shape), *where)
         .limit(1)
         .lateral("passing")
     )
     return (
-        select(ranked.c.memory_id, ranked.c.score)
+        select(ranked.c.memory_id, ranked.c.score, *(passing.c[column.name] for column in also))
         .select_from(ranked.join(passing, true()))
         .order_by(ranked.c.score.desc(), ranked.c.memory_id)
         .limit(limit)

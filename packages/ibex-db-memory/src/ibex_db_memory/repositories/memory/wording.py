@@ -48,7 +48,7 @@ class Wording(BaseRepository[Memory]):
             **self._words(text, filters, corpus),
             "query": vector,
             "limit": limit,
-            "candidates": max(limit, fusion.LEAST_CANDIDATES),
+            "candidates": fusion.candidates_for(limit),
             "vector_weight": fusion.VECTOR_WEIGHT,
         }
         if least is not None:
