@@ -60,8 +60,8 @@ END $$
 # passes in moves the caller's scores only; whose rows are read is not a parameter.
 #
 # ts_rank_cd of one word with every weight 1 is the number of its positions: tf.
-# Parts are added as whole numbers, so that no plan's order of rows changes the
-# last bit of a sum.
+# Parts are added as whole numbers (of 2^-32), which a float8 adds without
+# rounding, so that no plan's order of rows changes the last bit of a sum.
 _BM25 = f"""
 CREATE FUNCTION ibex_core.memories_bm25(
     query text, agents uuid[], corpus_rows bigint, mean_length float8, k1 float8, b float8
@@ -98,10 +98,10 @@ BEGIN
         FROM unnest(terms) WITH ORDINALITY AS term (query, number)
         JOIN found ON found.words @@ term.query
     )
-    SELECT used.id, (sum((
+    SELECT used.id, sum(round(
             ln(1 + (greatest(corpus_rows - used.df, 0) + 0.5::float8) / (used.df + 0.5::float8))
             * used.tf * (k1 + 1) / (used.tf + k1 * (1 - b + b * used.length / mean_length)) * 4294967296
-        )::bigint) / 4294967296.0)::float8
+        )) / 4294967296
     FROM used
     GROUP BY used.id;
 END $$
