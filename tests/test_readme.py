@@ -101,3 +101,12 @@ def test_links_lead_somewhere(file: str) -> None:
     targets = re.findall(r"\]\((?!https?:|#)([^)#]+)", (ROOT / file).read_text())
 
     assert [target for target in targets if not (ROOT / target).exists()] == []
+
+
+def test_every_decision_is_in_the_index() -> None:
+    folder = ROOT / "docs" / "decisions"
+    records = {path.name for path in folder.glob("[0-9]*.md")}
+    listed = set(re.findall(r"\]\((\d{4}-[^)]+)\)", (folder / "README.md").read_text()))
+
+    assert records - listed == set(), "add them to docs/decisions/README.md"
+    assert listed - records == set()
