@@ -75,7 +75,8 @@ async def test_the_logins_are_fit_for_their_work(ibex_test_database: TestDatabas
                 acme = Organization(name="Acme", slug="acme")
                 session.add(acme)
             async with db.tenant(acme.id) as session:
-                assert await AgentRepository(session).add(Agent(name="Support", slug="support"))
+                await AgentRepository(session).add(Agent(name="Support", slug="support"))
+                assert await AgentRepository(session).count() == 1
     finally:
         await superuser.execute(";".join(f"DROP ROLE IF EXISTS {login}" for login in logins))
         await superuser.close()

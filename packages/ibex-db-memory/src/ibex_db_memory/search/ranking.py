@@ -61,7 +61,7 @@ class HotWeights:
         """
         for name in _PARTS:
             validation.number(name, getattr(self, name), 0, 1)
-        given: object = self.half_life_days
+        given = cast("object", self.half_life_days)
         if given is None:
             return
         if not isinstance(given, Mapping):
