@@ -3,7 +3,6 @@
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -141,9 +140,7 @@ def draft(agent_id: UUID, vector: Vector) -> dict[str, Any]:
 async def test_remember_refuses_it(memories: MemoryRepository, sent: Sent, draft: dict[str, Any]) -> None:
     for field, value in BAD_MEMORIES:
         name = "tags" if field == "tag" else field
-        fields = dict(draft)
-        fields[name] = value
-        error = await refused(sent, partial(memories.remember, **fields))
+        error = await refused(sent, lambda fields={**draft, name: value}: memories.remember(**fields))  # type: ignore[misc]
 
         assert (error.field, error.index) == (field, None), (field, value)
     assert await memories.count() == 0
@@ -152,8 +149,8 @@ async def test_remember_refuses_it(memories: MemoryRepository, sent: Sent, draft
 async def test_a_threshold_without_a_vector_is_refused(
     memories: MemoryRepository, sent: Sent, draft: dict[str, Any]
 ) -> None:
-    del draft["embedding"]
-    error = await refused(sent, partial(memories.remember, **draft, near_duplicate_threshold=0.9))
+    draft |= {"embedding": None, "near_duplicate_threshold": 0.9}
+    error = await refused(sent, lambda: memories.remember(**draft))
 
     assert error.field == "embedding"
 
