@@ -207,7 +207,7 @@ async def test_rotating_revokes_the_old_and_hands_on_all_but_the_secret(session:
     assert new.token.revoked_at is None
     assert old.token.revoked_at is not None
     assert old.token.revoke_reason == "rotated"
-    with pytest.raises(InvalidInputError, match="revoked already"):
+    with pytest.raises(InvalidInputError, match="must be live"):
         await tokens.rotate(old.token.id)
     with pytest.raises(NotFoundError):
         await tokens.rotate(uuid4())

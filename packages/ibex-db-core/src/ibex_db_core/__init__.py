@@ -22,7 +22,9 @@ from ibex_db_core.errors import (
     EmbeddedPostgresError,
     ForeignKeyError,
     IbexError,
+    IllegalTransitionError,
     InvalidInputError,
+    InvalidTokenError,
     LockTimeoutError,
     MigrationError,
     NotFoundError,
@@ -36,9 +38,11 @@ from ibex_db_core.errors import (
     TransientError,
     UnsafeRoleError,
 )
+from ibex_db_core.identity import TokenIdentity, TokenKind
 from ibex_db_core.migrations import Migrator, Revision
 from ibex_db_core.pages import Page
 from ibex_db_core.repository import BaseRepository
+from ibex_db_core.steps import SteppedRepository
 from ibex_db_core.tenant import ScopedSession
 from ibex_db_core.types import JsonObject, Vector, VectorLike
 
@@ -60,7 +64,9 @@ __all__ = [
     "ForeignKeyError",
     "IbexError",
     "Identified",
+    "IllegalTransitionError",
     "InvalidInputError",
+    "InvalidTokenError",
     "JsonObject",
     "LockTimeoutError",
     "MigrationError",
@@ -75,10 +81,13 @@ __all__ = [
     "SerializationError",
     "SoftDeleted",
     "StatementTimeoutError",
+    "SteppedRepository",
     "TenantError",
     "TenantMismatchError",
     "TenantMissingError",
     "Timestamped",
+    "TokenIdentity",
+    "TokenKind",
     "TransientError",
     "UnsafeRoleError",
     "Vector",

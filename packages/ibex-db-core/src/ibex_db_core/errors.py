@@ -9,6 +9,8 @@
     │   ├── TenantMissingError
     │   └── TenantMismatchError
     ├── InvalidInputError             refused before SQL: field, value, rule
+    ├── InvalidTokenError             a token that opens nothing
+    ├── IllegalTransitionError        a step that the row's status does not allow
     ├── NotFoundError                 no such row for this tenant
     ├── ConflictError                 a unique rule (SQLSTATE 23505)
     ├── ForeignKeyError               a foreign key (23503)
@@ -29,7 +31,7 @@ exception is chained as ``__cause__``.
 """
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from uuid import UUID
 
 __all__ = [
@@ -43,7 +45,9 @@ __all__ = [
     "EmbeddedPostgresError",
     "ForeignKeyError",
     "IbexError",
+    "IllegalTransitionError",
     "InvalidInputError",
+    "InvalidTokenError",
     "LockTimeoutError",
     "MigrationError",
     "NotFoundError",
@@ -168,6 +172,44 @@ class InvalidInputError(IbexError, ValueError):
 
 def _invalid_input(field: str, value: object, rule: str, index: int | None) -> InvalidInputError:
     return InvalidInputError(field, value, rule, index=index)
+
+
+class InvalidTokenError(IbexError):
+    """The token is not valid; whether malformed, unknown, expired or revoked is not told, on purpose."""
+
+
+class IllegalTransitionError(IbexError):
+    """A row cannot go from the status that it has to the one asked for.
+
+    Attributes:
+        entity: the model's name.
+        from_state: the status that the row has.
+        to_state: the one asked for.
+        key: the row's id, where it is known.
+        allowed: what the row may become instead.
+    """
+
+    def __init__(
+        self, entity: str, from_state: str, to_state: str, *, key: object = None, allowed: Collection[str] = ()
+    ) -> None:
+        self.entity = entity
+        self.from_state = str(from_state)
+        self.to_state = str(to_state)
+        self.key = key
+        self.allowed = tuple(sorted(str(state) for state in allowed))
+        named = entity if key is None else f"{entity} {key}"
+        ways = f"it may become {', '.join(self.allowed)}" if self.allowed else f"{self.from_state} is its end"
+        super().__init__(f"{named} is {self.from_state} and cannot become {self.to_state}; {ways}")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Survive pickling."""
+        return _illegal_transition, (self.entity, self.from_state, self.to_state, self.key, self.allowed)
+
+
+def _illegal_transition(
+    entity: str, from_state: str, to_state: str, key: object, allowed: tuple[str, ...]
+) -> IllegalTransitionError:
+    return IllegalTransitionError(entity, from_state, to_state, key=key, allowed=allowed)
 
 
 class NotFoundError(IbexError, LookupError):
