@@ -14,7 +14,7 @@ from ibex_db_core.errors import IllegalTransitionError, InvalidInputError, NotFo
 from ibex_db_core.repository import BaseRepository
 from ibex_db_core.steps import SteppedRepository
 from ibex_db_tenancy.models import Agent, Directive, DirectiveVersion, DirectiveVersionStatus
-from ibex_db_tenancy.models.directive import VERSION_STEPS
+from ibex_db_tenancy.models.directive import VERSION_STEPS, content_hash
 
 _Status = DirectiveVersionStatus
 
@@ -191,6 +191,7 @@ class DirectiveRepository(BaseRepository[Directive]):
                 ("created_by", created_by),
             )
         }
+        values["content_hash"] = content_hash(content)
         versions = self._versions(directive)
         # A statement after the lock, so that it sees what those before us have numbered.
         numbered = versions.with_only_columns(func.coalesce(func.max(DirectiveVersion.version_number), 0) + 1)
