@@ -28,7 +28,7 @@ EXAMPLES: dict[str, IbexError] = {
     "TenantMismatchError": TenantMismatchError(ACME, GLOBEX, "Bot"),
     "InvalidInputError": InvalidInputError("rank", 101, "must lie in [-100, 100]", index=3),
     "NotFoundError": NotFoundError("Bot", ACME),
-    "IllegalTransitionError": IllegalTransitionError("Bot", "archived", "active", key=ACME, allowed=["paused"]),
+    "IllegalTransitionError": IllegalTransitionError("memory 1", "archived", "superseded", "restore it first"),
     "ConflictError": ConflictError(
         "taken", constraint="bots_slug_live", table="bots", values={"slug": "robin"}, sqlstate="23505"
     ),
@@ -124,11 +124,3 @@ def test_the_servers_facts_are_attributes() -> None:
     error = DatabaseError("no", constraint="c", table="t", values={"a": 1}, sqlstate="XX000")
 
     assert (error.constraint, error.table, error.values, error.sqlstate) == ("c", "t", {"a": 1}, "XX000")
-
-
-def test_an_illegal_step_names_both_states_and_the_ways_out() -> None:
-    error = IllegalTransitionError("Bot", "paused", "archived", key=ACME, allowed=["suspended", "active"])
-
-    assert (error.entity, error.from_state, error.to_state, error.key) == ("Bot", "paused", "archived", ACME)
-    assert str(error) == f"Bot {ACME} is paused and cannot become archived; it may become active, suspended"
-    assert str(IllegalTransitionError("Bot", "gone", "back")) == "Bot is gone and cannot become back; gone is its end"

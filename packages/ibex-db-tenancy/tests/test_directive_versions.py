@@ -126,7 +126,7 @@ async def test_a_version_takes_legal_steps_only(
     with pytest.raises(IllegalTransitionError) as caught:
         await step(version.id)
 
-    assert (caught.value.entity, caught.value.key) == ("DirectiveVersion", version.id)
+    assert caught.value.entity == f"directive version {version.id}"
     assert (caught.value.from_state, caught.value.to_state) == (status, AIM[verb])
     assert await _statuses(directives, manners) == [status]
 

@@ -71,7 +71,7 @@ async def _try_all(
             with pytest.raises(IllegalTransitionError) as caught:
                 await step(ident)
             assert (caught.value.from_state, caught.value.to_state) == (status, to)
-            assert (caught.value.entity, caught.value.key) == (repository.model.__name__, ident)
+            assert caught.value.entity == f"{repository.model.__name__.lower()} {ident}"
             assert (await repository.get(ident)).status == status
         with pytest.raises(NotFoundError):
             await getattr(repository, verb)(uuid4())

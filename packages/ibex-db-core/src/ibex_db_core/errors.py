@@ -10,8 +10,8 @@
     │   └── TenantMismatchError
     ├── InvalidInputError             refused before SQL: field, value, rule
     ├── InvalidTokenError             a token that opens nothing
-    ├── IllegalTransitionError        a step that the row's status does not allow
     ├── NotFoundError                 no such row for this tenant
+    ├── IllegalTransitionError        a step that the row's state does not allow
     ├── ConflictError                 a unique rule (SQLSTATE 23505)
     ├── ForeignKeyError               a foreign key (23503)
     ├── RuleViolationError            a CHECK or NOT NULL rule (23514, 23502)
@@ -31,7 +31,7 @@ exception is chained as ``__cause__``.
 """
 
 import pickle
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from uuid import UUID
 
 __all__ = [
@@ -178,40 +178,6 @@ class InvalidTokenError(IbexError):
     """The token is not valid; whether malformed, unknown, expired or revoked is not told, on purpose."""
 
 
-class IllegalTransitionError(IbexError):
-    """A row cannot go from the status that it has to the one asked for.
-
-    Attributes:
-        entity: the model's name.
-        from_state: the status that the row has.
-        to_state: the one asked for.
-        key: the row's id, where it is known.
-        allowed: what the row may become instead.
-    """
-
-    def __init__(
-        self, entity: str, from_state: str, to_state: str, *, key: object = None, allowed: Collection[str] = ()
-    ) -> None:
-        self.entity = entity
-        self.from_state = str(from_state)
-        self.to_state = str(to_state)
-        self.key = key
-        self.allowed = tuple(sorted(str(state) for state in allowed))
-        named = entity if key is None else f"{entity} {key}"
-        ways = f"it may become {', '.join(self.allowed)}" if self.allowed else f"{self.from_state} is its end"
-        super().__init__(f"{named} is {self.from_state} and cannot become {self.to_state}; {ways}")
-
-    def __reduce__(self) -> tuple[object, ...]:
-        """Survive pickling."""
-        return _illegal_transition, (self.entity, self.from_state, self.to_state, self.key, self.allowed)
-
-
-def _illegal_transition(
-    entity: str, from_state: str, to_state: str, key: object, allowed: tuple[str, ...]
-) -> IllegalTransitionError:
-    return IllegalTransitionError(entity, from_state, to_state, key=key, allowed=allowed)
-
-
 class NotFoundError(IbexError, LookupError):
     """No such row, as this tenant sees the table."""
 
@@ -223,6 +189,21 @@ class NotFoundError(IbexError, LookupError):
     def __reduce__(self) -> tuple[type["NotFoundError"], tuple[str, object]]:
         """Survive pickling."""
         return type(self), (self.model, self.key)
+
+
+class IllegalTransitionError(IbexError):
+    """A step that the row's present state does not allow."""
+
+    def __init__(self, entity: str, from_state: str, to_state: str, way_out: str = "") -> None:
+        self.entity = entity
+        self.from_state = from_state
+        self.to_state = to_state
+        self.way_out = way_out
+        super().__init__(f"{entity} is {from_state} and cannot become {to_state}" + (f": {way_out}" if way_out else ""))
+
+    def __reduce__(self) -> tuple[type["IllegalTransitionError"], tuple[str, str, str, str]]:
+        """Survive pickling."""
+        return type(self), (self.entity, self.from_state, self.to_state, self.way_out)
 
 
 class _ServerError(IbexError):

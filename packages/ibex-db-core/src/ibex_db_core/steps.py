@@ -1,5 +1,6 @@
 """Rows with a status that moves by legal steps only."""
 
+import re
 from collections.abc import Collection, Mapping
 from enum import StrEnum
 from typing import Any, ClassVar, TypeVar, cast
@@ -19,6 +20,17 @@ S = TypeVar("S", bound=StrEnum)
 def origins(steps: Mapping[S, Collection[S]], to: S) -> list[S]:
     """Return the statuses from which a status may be reached."""
     return [status for status, following in steps.items() if to in following]
+
+
+def illegal(
+    model: type[Base], ident: UUID, found: S, to: S, steps: Mapping[S, Collection[S]]
+) -> IllegalTransitionError:
+    """Return the error of a step that the table does not allow; it says which it allows."""
+    name = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", model.__name__).lower()
+    ways = ", ".join(sorted(status.value for status in steps[found]))
+    return IllegalTransitionError(
+        f"{name} {ident}", found.value, to.value, f"it may become {ways}" if ways else "this is its end"
+    )
 
 
 class SteppedRepository(BaseRepository[T]):
@@ -76,6 +88,4 @@ class SteppedRepository(BaseRepository[T]):
             if found is None:
                 raise NotFoundError(self.model.__name__, ident)
             if found not in starts:  # otherwise it has just become one of them: again
-                raise IllegalTransitionError(
-                    self.model.__name__, found, to, key=ident, allowed=self.steps.get(found, ())
-                )
+                raise illegal(self.model, ident, found, to, self.steps)

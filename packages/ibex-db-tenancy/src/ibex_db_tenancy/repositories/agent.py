@@ -95,7 +95,7 @@ class AgentRepository(SteppedRepository[Agent]):
             'archived'
             >>> await agents.resume(agent.id)
             Traceback (most recent call last):
-            ibex_db_core.errors.IllegalTransitionError: Agent ... is archived and cannot become active; ...
+            ibex_db_core.errors.IllegalTransitionError: agent ... is archived and cannot become active: ...
 
         Raises:
             IllegalTransitionError: the agent is archived already.

@@ -10,9 +10,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
 
 from ibex_db_core import validation
-from ibex_db_core.errors import IllegalTransitionError, InvalidInputError, NotFoundError
+from ibex_db_core.errors import InvalidInputError, NotFoundError
 from ibex_db_core.repository import BaseRepository
-from ibex_db_core.steps import SteppedRepository
+from ibex_db_core.steps import SteppedRepository, illegal
 from ibex_db_tenancy.models import Agent, Directive, DirectiveVersion, DirectiveVersionStatus
 from ibex_db_tenancy.models.directive import VERSION_STEPS, content_hash
 
@@ -27,11 +27,6 @@ class _VersionRepository(SteppedRepository[DirectiveVersion]):
 
     async def step(self, ident: UUID, to: DirectiveVersionStatus, **values: object) -> DirectiveVersion:
         return await self._step(ident, to, values)
-
-    def illegal(self, version: DirectiveVersion, to: DirectiveVersionStatus) -> IllegalTransitionError:
-        return IllegalTransitionError(
-            DirectiveVersion.__name__, version.status, to, key=version.id, allowed=self.steps[version.status]
-        )
 
     def _scope(self, *, include_deleted: bool = False) -> Sequence[ColumnElement[bool]]:
         live = select(Directive.id).where(
@@ -283,7 +278,7 @@ class DirectiveRepository(BaseRepository[Directive]):
         if found is None:
             raise NotFoundError(DirectiveVersion.__name__, to or "that was active before")
         if found.status in {_Status.DRAFT, _Status.REVIEW}:
-            raise self._of_versions.illegal(found, _Status.ACTIVE)
+            raise illegal(DirectiveVersion, found.id, found.status, _Status.ACTIVE, VERSION_STEPS)
         return await self._activate(directive, found.id)
 
     async def revoke(self, version_id: UUID) -> DirectiveVersion:
@@ -295,7 +290,7 @@ class DirectiveRepository(BaseRepository[Directive]):
             'revoked'
             >>> await directives.activate(version.id)
             Traceback (most recent call last):
-            ibex_db_core.errors.IllegalTransitionError: DirectiveVersion ... is revoked and cannot become active; ...
+            ibex_db_core.errors.IllegalTransitionError: directive version ... is revoked and cannot become active: ...
 
         Raises:
             IllegalTransitionError: it is revoked already.
@@ -328,7 +323,7 @@ class DirectiveRepository(BaseRepository[Directive]):
         versions = (await self._execute(statement, populate_existing=True)).scalars().all()
         new = next(version for version in versions if version.id == ident)
         if _Status.ACTIVE not in VERSION_STEPS[new.status]:
-            raise self._of_versions.illegal(new, _Status.ACTIVE)
+            raise illegal(DirectiveVersion, ident, new.status, _Status.ACTIVE, VERSION_STEPS)
         # One after the other: the unique index looks at every row that is written, not at the end of the statement.
         for old in versions:
             if old is not new:

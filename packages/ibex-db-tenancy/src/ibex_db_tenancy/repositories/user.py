@@ -91,7 +91,7 @@ class UserRepository(SteppedRepository[User]):
             'deactivated'
             >>> await users.suspend(user.id)
             Traceback (most recent call last):
-            ibex_db_core.errors.IllegalTransitionError: User ... is deactivated and cannot become suspended; ...
+            ibex_db_core.errors.IllegalTransitionError: user ... is deactivated and cannot become suspended: ...
 
         Raises:
             IllegalTransitionError: the user is deactivated already.
