@@ -126,8 +126,10 @@ async def _eight_of_a_then_b(own: TestDatabase, two: Two) -> bool:
 
 _OPEN = "(SELECT true)"
 _FOLDED = (
-    ("CREATE FUNCTION ibex_core.me() RETURNS uuid LANGUAGE sql IMMUTABLE AS "
-    "$$ SELECT NULLIF(current_setting('app.current_org_id', true), '')::uuid $$"),
+    (
+        "CREATE FUNCTION ibex_core.me() RETURNS uuid LANGUAGE sql IMMUTABLE AS "
+        "$$ SELECT NULLIF(current_setting('app.current_org_id', true), '')::uuid $$"
+    ),
     "GRANT EXECUTE ON FUNCTION ibex_core.me() TO ibex_app",
     "ALTER POLICY agents_tenant ON ibex_core.agents USING (org_id = ibex_core.me())",
     "ALTER POLICY agents_floor ON ibex_core.agents USING (org_id = ibex_core.me())",
