@@ -81,10 +81,12 @@ def _escaped(path: Path) -> str:
 def configure_online(context: "EnvironmentContext") -> None:
     """Tell Alembic about our schema; called from env.py."""
     connection = cast("Connection", context.config.attributes["connection"])
-    context.configure(connection=connection, transaction_per_migration=True, **cast("Any", _comparison(connection)))
+    options = comparison(connection)
+    connection.rollback()  # reading began a transaction; Alembic wants to begin its own
+    context.configure(connection=connection, transaction_per_migration=True, **cast("Any", options))
 
 
-def _comparison(connection: Connection) -> dict[str, object]:
+def comparison(connection: Connection) -> dict[str, object]:
     """Return what to compare: our schema only, and partitions through their parent."""
     of_schema = "JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = :schema"
     skipped = set(
@@ -104,7 +106,6 @@ def _comparison(connection: Connection) -> dict[str, object]:
             {"schema": SCHEMA},
         )
     }
-    connection.rollback()  # reading began a transaction; Alembic wants to begin its own
 
     def include(name: str | None, kind: str, parents: Mapping[str, str | None]) -> bool:
         if kind == "schema":
@@ -157,6 +158,7 @@ class Migrator:
             connection.execute(text("SET row_security = off"))
             connection.commit()
             before = _applied(connection)
+            connection.rollback()  # as in configure_online
             self._command(connection, lambda config: command.upgrade(config, revision))
             after = _applied(connection)
             return [step for step in _revisions(after) if step.applied and step.id not in before]
@@ -176,14 +178,14 @@ class Migrator:
     async def current(self) -> list[Revision]:
         """Return every revision of the installed wheels, oldest first, each with whether it is applied."""
         async with self._engine.connect() as connection:
-            return await connection.run_sync(lambda sync: _revisions(_applied(sync)))
+            return await connection.run_sync(steps)
 
     async def check(self) -> list[str]:
         """Return how the live schema differs from the models; an empty list means it does not."""
 
         def run(connection: Connection) -> list[str]:
-            context = MigrationContext.configure(connection, opts=_comparison(connection))
-            return [_told(difference) for difference in compare_metadata(context, metadata())]
+            context = MigrationContext.configure(connection, opts=comparison(connection))
+            return [told(difference) for difference in compare_metadata(context, metadata())]
 
         async with self._engine.connect() as connection:
             return await connection.run_sync(run)
@@ -237,13 +239,24 @@ def _applied(connection: Connection) -> set[str]:
     """Return the applied revisions, ancestors included."""
     context = MigrationContext.configure(connection, opts={"version_table_schema": SCHEMA})
     heads = context.get_current_heads()
-    connection.rollback()
     script = ScriptDirectory.from_config(_config())
     known = [head for head in heads if _known(script, head)]
     if not known:
         return set()
     steps = script.revision_map.iterate_revisions(tuple(known), "base", implicit_base=True, inclusive=True)
     return {step.revision for step in steps}
+
+
+def steps(connection: Connection) -> list[Revision]:
+    """Return every revision of the installed wheels, each with whether it is applied."""
+    return _revisions(_applied(connection))
+
+
+def strangers(connection: Connection) -> list[str]:
+    """Return the revisions that the database is at and that no installed wheel knows."""
+    script = ScriptDirectory.from_config(_config())
+    context = MigrationContext.configure(connection, opts={"version_table_schema": SCHEMA})
+    return [head for head in context.get_current_heads() if not _known(script, head)]
 
 
 def _known(script: ScriptDirectory, revision: str) -> bool:
@@ -265,10 +278,10 @@ def _revisions(applied: Iterable[str]) -> list[Revision]:
     return sorted(steps, key=lambda step: order.index(step.wheel) if step.wheel in order else len(order))
 
 
-def _told(difference: object) -> str:
+def told(difference: object) -> str:
     """Say in words what Alembic found; what we have no words for is quoted."""
     if isinstance(difference, list):
-        return "; ".join(_told(part) for part in cast("list[object]", difference))
+        return "; ".join(told(part) for part in cast("list[object]", difference))
     kind, *parts = cast("tuple[str, *tuple[Any, ...]]", difference)
     verb, _, what = kind.partition("_")
     if verb == "modify":
