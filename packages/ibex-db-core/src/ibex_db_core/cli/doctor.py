@@ -65,7 +65,8 @@ def doctor(
 ) -> None:
     """Audit a live database, other people's changes included; leave with 1 where something was found.
 
-    Roles, policies, grants, keys, triggers, functions, views, storage, versions, drift. Read-only. Connects as the owner (IBEX_OWNER_URL where it is set), since services see only their own grants.
+    Roles, policies, grants, keys, triggers, functions, views, storage, versions, drift.
+    Read-only. Connects as the owner: IBEX_OWNER_URL where it is set.
     """
     left_out = frozenset(ignore or ())
     if unknown := sorted(left_out - CODES.keys()):

@@ -69,8 +69,8 @@ _RISKS = {
 
 
 def _judge(audit: Audit, operation: MigrateOperation) -> Iterator[Finding]:
-    different = cast("Any", operation).to_diff_tuple()
-    differences = different if isinstance(different, list) else [different]
+    different: object = cast("Any", operation).to_diff_tuple()
+    differences = cast("list[object]", different if isinstance(different, list) else [different])
     kind, *parts = cast("tuple[str, *tuple[Any, ...]]", differences[0])
     table = getattr(parts[-1], "table", None)
     if "constraint" in kind or kind.endswith("_fk"):

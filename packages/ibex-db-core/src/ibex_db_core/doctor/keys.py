@@ -76,7 +76,7 @@ def check_unique_keys(audit: Audit) -> Iterator[Finding]:
         if row.constraint is not None:
             remedy = [f"ALTER TABLE {table.name} DROP CONSTRAINT {audit.quote(row.constraint)}"]
         else:
-            remedy = [f"DROP INDEX {audit.qualified(row.nspname, row.name)}"]
+            remedy = [f"DROP INDEX {audit.quote(row.nspname)}.{name}"]
         if known or row.indisprimary:
             kind = "PRIMARY KEY" if row.indisprimary else "UNIQUE"
             columns = ", ".join(["org_id", *(column for column in row.columns if column != "org_id")])

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from fractions import Fraction
+from typing import cast
 
 from sqlalchemy import Index
 
@@ -73,8 +74,8 @@ def _changed(name: str, index: Index, definition: str) -> Finding:
 
 
 def _options(name: str, index: Index, live: list[str]) -> Iterator[Finding]:
-    options = index.dialect_options["postgresql"].get("with") or {}
-    wanted = {str(option): str(value) for option, value in dict(options).items()}
+    options = cast("dict[str, object]", index.dialect_options["postgresql"].get("with") or {})
+    wanted = {option: str(value) for option, value in options.items()}
     found = dict(option.split("=", 1) for option in live)
     if wrong := {option: value for option, value in wanted.items() if found.get(option) != value}:
         settings = ", ".join(f"{option} = {value}" for option, value in wrong.items())

@@ -181,11 +181,20 @@ class Migrator:
             return await connection.run_sync(steps)
 
     async def check(self) -> list[str]:
-        """Return how the live schema differs from the models; an empty list means it does not."""
+        """Return how the live schema differs from the models; an empty list means it does not.
+
+        Alembic compares tables, columns and indexes; the doctor's checks of policies, grants,
+        constraints, triggers, functions and views are told too, each with its code.
+        """
+        from ibex_db_core.doctor.audit import ISOLATION, examine  # the room above, which stands on this one
 
         def run(connection: Connection) -> list[str]:
             context = MigrationContext.configure(connection, opts=comparison(connection))
-            return [told(difference) for difference in compare_metadata(context, metadata())]
+            drift = [told(difference) for difference in compare_metadata(context, metadata())]
+            return drift + [
+                f"{found.object}: {found.risk} ({found.code})"
+                for found in examine(connection, checks=ISOLATION).findings
+            ]
 
         async with self._engine.connect() as connection:
             return await connection.run_sync(run)
