@@ -31,7 +31,7 @@ class Fault:
 def _made(table: str) -> str:
     """A tenant table of somebody else's, as good as ours."""
     return f"""
-        CREATE TABLE ibex_core.{table} (org_id uuid NOT NULL, id uuid NOT NULL, other_id uuid, PRIMARY KEY (org_id, id));
+        CREATE TABLE ibex_core.{table} (org_id uuid NOT NULL, id uuid, other_id uuid, PRIMARY KEY (org_id, id));
         ALTER TABLE ibex_core.{table} OWNER TO ibex_owner;
         ALTER TABLE ibex_core.{table} ENABLE ROW LEVEL SECURITY;
         ALTER TABLE ibex_core.{table} FORCE ROW LEVEL SECURITY;
@@ -70,7 +70,7 @@ TABLES = [
     ),
     Fault(
         "table-rule",
-        "spy ON ibex_core.users".replace("ON", "on"),
+        "spy on ibex_core.users",
         "CREATE RULE spy AS ON INSERT TO ibex_core.users DO ALSO NOTIFY users",
     ),
 ]
@@ -131,7 +131,7 @@ POLICIES = [
         "agents_tenant on ibex_core.agents",
         "CREATE FUNCTION public.org() RETURNS uuid LANGUAGE sql IMMUTABLE AS "
         "$$SELECT NULLIF(current_setting('app.current_org_id', true), '')::uuid$$;"
-        "ALTER POLICY agents_tenant ON ibex_core.agents USING (org_id = public.org()) WITH CHECK (org_id = public.org())",
+        "ALTER POLICY agents_tenant ON ibex_core.agents USING (org_id = public.org())",
         frozenset({"policy-changed"}),
     ),
     Fault(
@@ -139,7 +139,7 @@ POLICIES = [
         "agents_tenant on ibex_core.agents",
         "CREATE FUNCTION public.org() RETURNS uuid LANGUAGE plpgsql STABLE AS "
         "$$BEGIN RETURN NULLIF(current_setting('app.current_org_id', true), '')::uuid; END$$;"
-        "ALTER POLICY agents_tenant ON ibex_core.agents USING (org_id = public.org()) WITH CHECK (org_id = public.org())",
+        "ALTER POLICY agents_tenant ON ibex_core.agents USING (org_id = public.org())",
         frozenset({"policy-changed"}),
     ),
 ]
@@ -159,7 +159,7 @@ GRANTS = [
     ),
     Fault(
         "grant-excess",
-        "ibex_core.alembic_version to ibex_app".replace("alembic_version", "flags"),
+        "ibex_core.flags to ibex_app",
         "SET LOCAL ROLE ibex_owner; CREATE TABLE ibex_core.flags (id int); GRANT ALL ON ibex_core.flags TO ibex_app",
         frozenset({"table-unknown"}),
     ),
@@ -472,7 +472,12 @@ STORAGE = [
         "ibex_core.memories_p04.embedding",
         "ALTER TABLE ibex_core.memories_p04 ALTER COLUMN embedding SET STORAGE EXTERNAL",
     ),
-    Fault("partition-missing", "ibex_core.memories_p09", "DROP TABLE ibex_core.memories_p09"),
+    Fault(
+        "partition-missing",
+        "ibex_core.memories_p09",
+        "ALTER TABLE ibex_core.memories DETACH PARTITION ibex_core.memories_p09",
+        frozenset({"policy-missing", "policy-floor-missing", "grant-missing", "trigger-missing", "table-unknown"}),
+    ),
     Fault(
         "publication",
         "doctor_feed",
@@ -500,6 +505,12 @@ DRIFT = [
         "ALTER TABLE ibex_core.memories ALTER COLUMN status SET DEFAULT 'archived'",
     ),
     Fault("table-missing", "ibex_core.memory_tags", "DROP TABLE ibex_core.memory_tags"),
+    Fault(
+        "drift",
+        "ibex_core.users.email_lower",
+        "ALTER TABLE ibex_core.users ALTER COLUMN email_lower SET EXPRESSION AS (upper(email))",
+        mendable=False,
+    ),
     Fault(
         "revision-pending",
         "memory_0001",

@@ -159,6 +159,11 @@ class Audit:
         return found
 
     @cached_property
+    def shared(self) -> set[str]:
+        """The names of the tables that are both in the models and in the database."""
+        return {f"{table.schema}.{table.relname}" for table in self.tables.values() if table.mapped is not None}
+
+    @cached_property
     def tenant_tables(self) -> dict[int, LiveTable]:
         """Those that hold tenants' rows, partitions included."""
         return {oid: table for oid, table in self.tables.items() if table.tenant_column is not None}

@@ -105,7 +105,7 @@ _MIXED = f"""
      WHERE pg_get_userbyid(r.start) <> ALL (:roles)
        AND NOT (SELECT l.rolsuper FROM pg_roles l WHERE l.oid = r.start)
        AND (t.rolname = :owner OR t.rolname = :search OR t.rolname = :platform AND r.inherits
-            OR t.rolname = ANY (:files) OR t.rolsuper OR t.rolbypassrls)
+            OR t.rolname = ANY (:files) OR (t.rolsuper OR t.rolbypassrls) AND t.rolname <> ALL (:roles))
      ORDER BY 1, 5, 2
 """
 _FILES = ["pg_execute_server_program", "pg_read_server_files", "pg_write_server_files"]

@@ -1,6 +1,7 @@
 """Run the migrations of every installed wheel, over one connection, under one advisory lock."""
 
 import io
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import redirect_stdout
 from dataclasses import dataclass
@@ -10,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from alembic import command
-from alembic.autogenerate import compare_metadata
+from alembic.autogenerate import produce_migrations
 from alembic.config import Config
+from alembic.operations.ops import MigrationScript
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
@@ -124,6 +126,16 @@ def comparison(connection: Connection) -> dict[str, object]:
     }
 
 
+def compared(connection: Connection, models: MetaData) -> tuple[MigrationScript, list[str]]:
+    """Return what Alembic would do to the database, and what it sees and cannot do: generated columns."""
+    options = {**comparison(connection), "target_metadata": models}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        script = produce_migrations(MigrationContext.configure(connection, opts=options), models)
+    complaints = [str(warning.message) for warning in caught if "cannot be modified" in str(warning.message)]
+    return script, complaints
+
+
 class Migrator:
     """Moves one database between revisions.
 
@@ -189,12 +201,11 @@ class Migrator:
         from ibex_db_core.doctor.audit import ISOLATION, examine  # the room above, which stands on this one
 
         def run(connection: Connection) -> list[str]:
-            context = MigrationContext.configure(connection, opts=comparison(connection))
-            drift = [told(difference) for difference in compare_metadata(context, metadata())]
-            return drift + [
-                f"{found.object}: {found.risk} ({found.code})"
-                for found in examine(connection, checks=ISOLATION).findings
-            ]
+            script, complaints = compared(connection, metadata())
+            operations = script.upgrade_ops
+            drift = [told(one) for one in operations.as_diffs()] if operations is not None else []
+            isolation = examine(connection, checks=ISOLATION).findings
+            return [*drift, *complaints, *(f"{found.object}: {found.risk} ({found.code})" for found in isolation)]
 
         async with self._engine.connect() as connection:
             return await connection.run_sync(run)
