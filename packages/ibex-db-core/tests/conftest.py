@@ -1,14 +1,14 @@
 """What core's tests share: a database of toy tables, organizations in it, a view of the wire."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
 import wire as wire_proxy
 from sqlalchemy import text
-from toys import ToyBase
+from toys import AddBot, ToyBase
 from wire import Wire
 
 from ibex_db_core import Database, EngineSettings, Migrator
@@ -121,9 +121,6 @@ async def add_organization(connection: asyncpg.Connection, name: str) -> UUID:
     org_id = uuid4()
     await connection.execute("INSERT INTO ibex_core.organizations (id, name) VALUES ($1, $2)", org_id, name)
     return org_id
-
-
-AddBot = Callable[..., Awaitable[UUID]]
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ migrations' check.  The class names are not those of any wheel, since all models
 share one registry.
 """
 
+from collections.abc import Awaitable, Callable
 from decimal import Decimal
 from enum import StrEnum
 from uuid import UUID
@@ -85,6 +86,10 @@ class Entry(OrgScoped, Created, ToyBase):
     __append_only__ = True
 
     line: Mapped[str]
+
+
+AddBot = Callable[..., Awaitable[UUID]]
+"""The fixture add_bot: ``await add_bot(org_id, slug)`` writes a row past every layer under test, and gives its id."""
 
 
 class BotRepository(BaseRepository[Bot]):

@@ -30,11 +30,13 @@ class Wire:
         folder: of the unix socket that the proxy listens on.
         messages: since the last clear().
         writers: of both ends of every connection.
+        break_on: a client's simple query that starts so is not passed on: every connection breaks instead.
     """
 
     folder: Path
     messages: list[Message] = field(default_factory=list[Message])
     writers: list[asyncio.StreamWriter] = field(default_factory=list[asyncio.StreamWriter])
+    break_on: str | None = None
     _prepared: dict[bytes, str] = field(default_factory=dict[bytes, str])
 
     def address(self, url: URL) -> URL:
@@ -77,6 +79,9 @@ class Wire:
             name, sql, *_ = message.body.split(b"\0")
             self._prepared[name] = sql.decode()
         self.messages.append(message)
+
+    def breaks(self, message: Message) -> bool:
+        return self.break_on is not None and message.kind == "Q" and message.body.startswith(self.break_on.encode())
 
     def _executed(self) -> Iterator[str]:
         for message in self.messages:
@@ -134,7 +139,11 @@ async def _pass_on(
             startup = False
             size = await reader.readexactly(4)
             body = await reader.readexactly(struct.unpack("!I", size)[0] - 4)
-            wire.record(Message(origin, kind.decode(), body))
+            message = Message(origin, kind.decode(), body)
+            wire.record(message)
+            if wire.breaks(message):
+                wire.cut()
+                return
             writer.write(kind + size + body)
             await writer.drain()
     except (asyncio.IncompleteReadError, ConnectionError):

@@ -1,18 +1,25 @@
-"""Rows that the tests of the memory wheel start from."""
+"""Rows that the tests of the memory wheel start from, and ways to look underneath."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Generator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from uuid import UUID, uuid4
 
+import asyncpg
+import numpy as np
 import pytest
 import pytest_asyncio
+from sqlalchemy import event
 
 from ibex_db_core.database import Database
+from ibex_db_core.engine import EngineSettings
 from ibex_db_core.tenant import ScopedSession
-from ibex_db_memory import Memory, MemoryCategory
+from ibex_db_core.testing import TestDatabase
+from ibex_db_memory import Memory, MemoryCategory, MemoryRepository, SessionRepository
 from ibex_db_tenancy import Agent, Organization
 
 MakeMemory = Callable[..., Memory]
+Sent = Callable[[], AbstractContextManager[list[str]]]
 
 
 @dataclass(frozen=True)
@@ -57,5 +64,95 @@ def make_memory(home: Home) -> MakeMemory:
         return Memory(
             **{"agent_id": home.agent_id, "content": content, "category": MemoryCategory.PREFERENCE, **fields}
         )
+
+    return make
+
+
+# -- for the repositories
+
+
+@pytest.fixture
+def org_id(home: Home) -> UUID:
+    return home.org_id
+
+
+@pytest.fixture
+def agent_id(home: Home) -> UUID:
+    return home.agent_id
+
+
+@pytest_asyncio.fixture
+async def other_agent_id(ibex_db: Database, home: Home) -> UUID:
+    """A second agent of the same organization."""
+    async with ibex_db.tenant(home.org_id) as session:
+        agent = Agent(name="Sales", slug="sales")
+        session.add(agent)
+    return agent.id
+
+
+@pytest.fixture
+def rival_id(other_home: Home) -> UUID:
+    return other_home.org_id
+
+
+@pytest.fixture
+def rival_agent_id(other_home: Home) -> UUID:
+    return other_home.agent_id
+
+
+@pytest.fixture
+def memories(session: ScopedSession) -> MemoryRepository:
+    return MemoryRepository(session)
+
+
+@pytest.fixture
+def sessions(session: ScopedSession) -> SessionRepository:
+    return SessionRepository(session)
+
+
+@pytest_asyncio.fixture
+async def small_pool(ibex_test_database: TestDatabase) -> AsyncIterator[Database]:
+    """Another service on the same data, with four connections for everybody."""
+    async with ibex_test_database.connect(EngineSettings(pool_size=4, max_overflow=0, pool_timeout=30)) as database:
+        yield database
+
+
+@pytest_asyncio.fixture
+async def owner(ibex_test_database: TestDatabase) -> "AsyncIterator[asyncpg.Connection]":
+    """The superuser, whom neither policies nor grants bind."""
+    url = ibex_test_database.cluster.url(ibex_test_database.name)
+    connection = await asyncpg.connect(url.render_as_string(hide_password=False))
+    yield connection
+    await connection.close()
+
+
+@pytest.fixture
+def sent(ibex_db: Database) -> Sent:
+    """``with sent() as statements:`` collects what is sent to the server; BEGIN and COMMIT are not counted."""
+
+    @contextmanager
+    def record() -> Generator[list[str]]:
+        statements: list[str] = []
+
+        def note(_connection: object, _cursor: object, statement: str, *_rest: object) -> None:
+            statements.append(statement)
+
+        engine = ibex_db.engine.sync_engine
+        event.listen(engine, "before_cursor_execute", note)
+        try:
+            yield statements
+        finally:
+            event.remove(engine, "before_cursor_execute", note)
+
+    return record
+
+
+@pytest.fixture
+def vector() -> Callable[[int], list[float]]:
+    """Make one random vector for each number, always the same."""
+
+    def make(seed: int) -> list[float]:
+        found: list[float] = np.random.default_rng(seed).standard_normal(384).astype(np.float32).tolist()
+        return found
 
     return make

@@ -32,7 +32,7 @@ WHERE child.relkind = 'i'
 
 _BULK = """
 INSERT INTO ibex_core.memories (org_id, agent_id, content, content_hash, category, embedding)
-SELECT :org, :agent, 'the customer prefers tea over coffee on monday, table at the window, number ' || i,
+SELECT :org, :agent, repeat('tea ', :words) || i,
     encode(sha256(i::text::bytea), 'hex'), 'factual',
     (SELECT array_agg(random() - 0.5) FROM generate_series(1, 384) WHERE i = i)::vector(384)
 FROM generate_series(1, 400) i
@@ -83,7 +83,7 @@ async def test_partitions_are_closed_tight_and_roomy(session: ScopedSession) -> 
     assert [row.relname for row in rows] == [f"memories_p{number:02d}" for number in range(16)]
     for row in rows:
         assert (row.relrowsecurity, row.relforcerowsecurity, row.open) == (True, True, False)
-        assert (row.reloptions, row.storage, row.owner) == (["fillfactor=70"], b"m", "ibex_owner")
+        assert (row.reloptions, row.storage, row.owner) == (["fillfactor=60"], b"m", "ibex_owner")
 
 
 async def test_an_index_of_a_partition_is_named_after_its_parent(session: ScopedSession) -> None:
@@ -114,10 +114,13 @@ async def test_tables_and_functions_belong_to_the_owner_role(session: ScopedSess
     assert list(functions) == ["ibex_owner"]
 
 
-async def test_bumping_counters_is_hot_every_time(ibex_db: Database, home: Home) -> None:
+@pytest.mark.parametrize("words", [1, 8, 40])
+async def test_bumping_counters_is_hot_every_time_however_short_the_rows(
+    ibex_db: Database, home: Home, words: int
+) -> None:
     async with ibex_db.tenant(home.org_id) as session:
         await session.execute(text("SET LOCAL maintenance_work_mem = '64MB'"))
-        await session.execute(text(_BULK), {"org": home.org_id, "agent": home.agent_id})
+        await session.execute(text(_BULK), {"org": home.org_id, "agent": home.agent_id, "words": words})
         ids = list(await session.scalars(text("SELECT id FROM ibex_core.memories ORDER BY ctid")))
     chance = random.Random(7)  # noqa: S311 - no secret
     bumps = [chance.sample(ids, 10) for _ in range(20)] + [ids[at : at + 10] for at in range(0, 390, 10)]
@@ -161,7 +164,7 @@ async def test_the_number_of_partitions_is_chosen_at_creation(
 
 async def test_an_agents_rows_go_with_it(ibex_db: Database, home: Home) -> None:
     async with ibex_db.tenant(home.org_id) as session:
-        await session.execute(text(_BULK), {"org": home.org_id, "agent": home.agent_id})
+        await session.execute(text(_BULK), {"org": home.org_id, "agent": home.agent_id, "words": 8})
 
         await session.execute(text("DELETE FROM ibex_core.agents"))
 

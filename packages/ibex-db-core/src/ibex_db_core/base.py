@@ -99,8 +99,15 @@ def _check_on_assignment(_cls: type[Base], _key: str, attribute: "InstrumentedAt
 class Identified:
     """A UUID key, made by the client at flush, or by the database for rows of raw SQL."""
 
+    # insert_sentinel: by it SQLAlchemy matches the rows that INSERT ... RETURNING
+    # gives back.  It takes no key with a server default for that unless told,
+    # and would insert many rows by one statement each.
     id: Mapped[UUID] = mapped_column(
-        primary_key=True, default=uuid4, server_default=text("gen_random_uuid()"), sort_order=-90
+        primary_key=True,
+        default=uuid4,
+        server_default=text("gen_random_uuid()"),
+        insert_sentinel=True,
+        sort_order=-90,
     )
 
 
@@ -127,6 +134,7 @@ class Created:
 class Timestamped(Created):
     """created_at, and updated_at that a trigger keeps on every UPDATE, raw SQL included."""
 
+    # server_onupdate: what tells the ORM to fetch it after an UPDATE.
     updated_at: Mapped[datetime] = mapped_column(
         server_default=func.now(), server_onupdate=FetchedValue(), sort_order=91
     )

@@ -150,10 +150,8 @@ class Output:
         if self.debug or not ours:
             traceback.print_exception(exc)
         if self.as_json:
-            facts = (
-                {name: fact for name, fact in vars(exc).items() if not name.startswith("_") and fact} if ours else {}
-            )
-            _print_json({"error": {"type": type(exc).__name__, "message": str(exc), **facts}})
+            facts = {name: fact for name, fact in vars(exc).items() if fact} if ours else {}
+            _print_json({"error": {**facts, "type": type(exc).__name__, "message": str(exc)}})
         elif not ours:
             self.log.print(f"error: this is a defect in ibex-db, please report it: {exc!r}", soft_wrap=True)
         elif self.log.is_terminal:

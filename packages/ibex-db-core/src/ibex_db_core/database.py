@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import random
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -20,7 +21,9 @@ from ibex_db_core.errors import (
     CommitUnknownError,
     ConfigurationError,
     ConnectionLostError,
+    DeadlockError,
     MigrationError,
+    SerializationError,
     TransientError,
     UnsafeRoleError,
 )
@@ -37,6 +40,8 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+_CLOSED = "this Database is closed: make a new one"
 
 _platform_log = logging.getLogger("ibex_db.platform")
 
@@ -88,13 +93,13 @@ class Database:
                 it: they belong to another database.
             settings: pool, timeouts, application name.
         """
-        address = url or os.environ.get("IBEX_DATABASE_URL", "").strip()
-        if not address:
+        address = os.environ.get("IBEX_DATABASE_URL", "").strip() if url is None else url
+        if not address and url is None:
             return cls.embedded(settings=settings)
         return cls(
             address,
-            platform_url=None if url else os.environ.get("IBEX_PLATFORM_URL") or None,
-            owner_url=None if url else os.environ.get("IBEX_OWNER_URL") or None,
+            platform_url=os.environ.get("IBEX_PLATFORM_URL") or None if url is None else None,
+            owner_url=os.environ.get("IBEX_OWNER_URL") or None if url is None else None,
             step_down=os.environ.get("IBEX_STEP_DOWN", "").lower() in {"1", "true", "yes"},
             settings=settings,
         )
@@ -120,8 +125,10 @@ class Database:
         """The engine of services' connections; opens nothing by itself.
 
         Raises:
-            ConfigurationError: an embedded server that has not been started: enter the Database first.
+            ConfigurationError: closed, or an embedded server that has not been started: enter the Database first.
         """
+        if self._closed:
+            raise ConfigurationError(_CLOSED)
         if self._engine is None:
             if self._embedded is not None:
                 raise ConfigurationError(
@@ -134,7 +141,7 @@ class Database:
         """Start the embedded server where there is one; refuse nothing yet.  Idempotent."""
         async with self._opening:
             if self._closed:
-                raise ConfigurationError("this Database is closed: make a new one")
+                raise ConfigurationError(_CLOSED)
             if self._embedded is not None and self._engine is None:
                 await asyncio.to_thread(self._embedded.start)
                 cluster = Cluster.of(self._embedded)
@@ -230,16 +237,17 @@ class Database:
         """Run a unit of work in a tenant transaction, again where that may help.
 
         Retries TransientError (serialization failure, deadlock, lock timeout,
-        lost connection) up to 5 times within 30 seconds with jittered,
-        exponential backoff.  ``work`` runs from the start each time, so it must
-        not do what a rollback does not undo.
+        lost connection) up to 5 times within 30 seconds: at once where two
+        transactions collided, else with jittered, exponential backoff.  ``work``
+        runs from the start each time, so it must not do what a rollback does not
+        undo.
 
         Raises:
-            CommitUnknownError: the connection broke during COMMIT, never retried: the work may have been done.
+            CommitUnknownError: the connection broke during COMMIT; never retried, for the work may have been done.
         """
         import stamina
 
-        async for attempt in stamina.retry_context(on=TransientError, attempts=5, timeout=30.0, wait_initial=0.02):
+        async for attempt in stamina.retry_context(on=_retry, attempts=5, timeout=30.0):
             with attempt:
                 async with self.tenant(org_id) as session:
                     return await work(session, *args, **kwargs)
@@ -259,6 +267,7 @@ class Database:
                 raise
             try:
                 yield session
+                await self._flush(session)
             except BaseException:
                 await session.rollback()
                 raise
@@ -271,10 +280,20 @@ class Database:
                     sqlstate=exc.sqlstate,
                 ) from exc
 
+    @staticmethod
+    async def _flush(session: ScopedSession) -> None:
+        """Send what is pending, apart from COMMIT: a connection that breaks here has surely committed nothing."""
+        try:
+            await session.flush()
+        except Exception as exc:
+            if (ours := translate(exc)) is not None and ours is not exc:
+                raise ours from exc
+            raise
+
     # -- safety
 
     async def _ready(self) -> None:
-        if self._verified:
+        if self._verified and not self._closed:
             return
         await self.open()
         try:
@@ -338,6 +357,13 @@ class Database:
             raise
         finally:
             await engine.dispose()
+
+
+def _retry(exc: Exception) -> bool | float:
+    """Tell stamina whether to try again, and after how many seconds; True leaves that to it."""
+    if isinstance(exc, (SerializationError, DeadlockError)):
+        return random.uniform(0.0, 0.1)  # noqa: S311 - whoever won is done; apart is all that the next try must be
+    return isinstance(exc, TransientError)
 
 
 _UNSAFE = (

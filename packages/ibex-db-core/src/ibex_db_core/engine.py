@@ -31,7 +31,7 @@ class EngineSettings:
         statement_timeout: seconds for one statement; 0: no limit.
         lock_timeout: seconds to wait for a lock; 0: no limit.
         idle_timeout: seconds that a transaction may sit idle; 0: no limit.
-        application_name: as pg_stat_activity shows it.
+        application_name: as pg_stat_activity shows it, where the URL names none.
         statement_cache_size: asyncpg's cache; 0 for PgBouncer in transaction mode.
         hnsw_ef_search: candidates that a vector index search keeps, 1 to 1000; more is better recall and slower.
         connect_args: passed to asyncpg.connect as they are.
@@ -92,13 +92,20 @@ def create_engine(address: Address, settings: EngineSettings) -> AsyncEngine:
         options: dict[str, Any] = {
             "timeout": address.timeout,
             "statement_cache_size": settings.statement_cache_size,
-            "server_settings": {"application_name": settings.application_name},
             "connection_class": FoldedConnection,
             **settings.connect_args,
         }
-        connection: asyncpg.Connection = await asyncpg.connect(address.dsn, **options)
-        if settings.each_connection:
-            await connection.execute(settings.each_connection)
+        name = address.url.query.get("application_name", settings.application_name)
+        options["server_settings"] = {"application_name": name, **options.get("server_settings", {})}
+        try:
+            connection: asyncpg.Connection = await asyncpg.connect(address.dsn, **options)
+            if settings.each_connection:
+                await connection.execute(settings.each_connection)
+        except Exception as exc:
+            # SQLAlchemy lets what a creator raises pass as it is: no handle_error event.
+            if (ours := translate(exc)) is None:
+                raise
+            raise ours from exc
         return connection
 
     engine = create_async_engine(

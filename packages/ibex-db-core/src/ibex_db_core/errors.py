@@ -10,6 +10,7 @@
     │   └── TenantMismatchError
     ├── InvalidInputError             refused before SQL: field, value, rule
     ├── NotFoundError                 no such row for this tenant
+    ├── IllegalTransitionError        a step that the row's state does not allow
     ├── ConflictError                 a unique rule (SQLSTATE 23505)
     ├── ForeignKeyError               a foreign key (23503)
     ├── RuleViolationError            a CHECK or NOT NULL rule (23514, 23502)
@@ -43,6 +44,7 @@ __all__ = [
     "EmbeddedPostgresError",
     "ForeignKeyError",
     "IbexError",
+    "IllegalTransitionError",
     "InvalidInputError",
     "LockTimeoutError",
     "MigrationError",
@@ -181,6 +183,21 @@ class NotFoundError(IbexError, LookupError):
     def __reduce__(self) -> tuple[type["NotFoundError"], tuple[str, object]]:
         """Survive pickling."""
         return type(self), (self.model, self.key)
+
+
+class IllegalTransitionError(IbexError):
+    """A step that the row's present state does not allow."""
+
+    def __init__(self, entity: str, from_state: str, to_state: str, way_out: str = "") -> None:
+        self.entity = entity
+        self.from_state = from_state
+        self.to_state = to_state
+        self.way_out = way_out
+        super().__init__(f"{entity} is {from_state} and cannot become {to_state}" + (f": {way_out}" if way_out else ""))
+
+    def __reduce__(self) -> tuple[type["IllegalTransitionError"], tuple[str, str, str, str]]:
+        """Survive pickling."""
+        return type(self), (self.entity, self.from_state, self.to_state, self.way_out)
 
 
 class _ServerError(IbexError):

@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import Generic, TypeVar, cast
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, and_, or_
+from sqlalchemy import ColumnElement, and_, bindparam, or_
 from sqlalchemy.orm import DeclarativeBase
 
 from ibex_db_core import validation
@@ -19,6 +19,8 @@ from ibex_db_core.errors import InvalidInputError
 T_co = TypeVar("T_co", covariant=True)
 
 MAX_LIMIT = 1000
+
+_NO_CURSOR = "must be a next_cursor that a page gave"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,16 +62,20 @@ def after(order: Sequence[Order], cursor: str, model: type[DeclarativeBase]) -> 
     Raises:
         InvalidInputError: it is no cursor of this listing.
     """
+    if not isinstance(cast("object", cursor), str):
+        raise InvalidInputError("cursor", cursor, _NO_CURSOR)
     try:
         parts = cast("object", json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))))
-    except (ValueError, UnicodeError) as exc:
-        raise InvalidInputError("cursor", cursor, "must be a next_cursor that a page gave") from exc
+    except (ValueError, RecursionError) as exc:
+        raise InvalidInputError("cursor", cursor, _NO_CURSOR) from exc
     if not isinstance(parts, list) or len(found := cast("list[object]", parts)) != len(order) + 1:
         raise InvalidInputError("cursor", cursor, "must be a next_cursor of this listing")
     if found[0] != _signature(order):
         raise InvalidInputError("cursor", cursor, f"belongs to another order ({found[0]}), not {_signature(order)}")
+    # Bound with the column's type: a bare True or False would not compare.
     values = [
-        validation.check(model, step.key, _from_json(value)) for step, value in zip(order, found[1:], strict=True)
+        bindparam(None, _checked(model, step.key, value), type_=step.column.type, unique=True)
+        for step, value in zip(order, found[1:], strict=True)
     ]
     # a > x OR (a = x AND b > y) ...: row comparison cannot mix directions.
     branches: list[ColumnElement[bool]] = []
@@ -101,11 +107,19 @@ def _to_json(value: object) -> object:
     return value
 
 
+def _checked(model: type[DeclarativeBase], field: str, value: object) -> object:
+    """Return one value of a cursor as its column takes it; a cursor may be forged."""
+    try:
+        found = validation.check(model, field, _from_json(value))
+    except (KeyError, TypeError, ValueError, ArithmeticError) as exc:
+        raise InvalidInputError("cursor", value, _NO_CURSOR) from exc
+    if found is None:
+        raise InvalidInputError("cursor", value, _NO_CURSOR)
+    return found
+
+
 def _from_json(value: object) -> object:
     if isinstance(value, dict):
         named = cast("dict[str, str]", value)
-        try:
-            return datetime.fromisoformat(named["t"]) if "t" in named else Decimal(named["n"])
-        except (KeyError, ValueError, ArithmeticError) as exc:
-            raise InvalidInputError("cursor", named, "must be a next_cursor that a page gave") from exc
+        return datetime.fromisoformat(named["t"]) if "t" in named else Decimal(named["n"])
     return value

@@ -12,7 +12,6 @@ from sqlalchemy import (
     ColumnElement,
     Delete,
     Executable,
-    Index,
     Result,
     Select,
     Table,
@@ -35,7 +34,7 @@ from ibex_db_core.base import Base
 from ibex_db_core.errors import InvalidInputError, NotFoundError, TenantMismatchError, TenantMissingError
 from ibex_db_core.pages import Order, Page, after, encode_cursor, limit_of
 from ibex_db_core.tenant import SCOPED, Guard, ScopedSession
-from ibex_db_core.translation import translate
+from ibex_db_core.translation import name_of, translate
 
 T = TypeVar("T", bound=Base)
 X = TypeVar("X")
@@ -421,17 +420,10 @@ class BaseRepository(Generic[T]):
                     "ColumnElement[bool] | None", index.dialect_options["postgresql"].get("where")
                 )
         for rule in table.constraints:
-            if isinstance(rule, UniqueConstraint) and _name(rule, table) == name:
+            if isinstance(rule, UniqueConstraint) and name_of(rule) == name:
                 return list(rule.columns), None
         known = sorted(
             [str(i.name) for i in table.indexes if i.unique]
-            + [_name(r, table) for r in table.constraints if isinstance(r, UniqueConstraint)]
+            + [name_of(r) for r in table.constraints if isinstance(r, UniqueConstraint)]
         )
         raise InvalidInputError("on", name, f"must be a unique key of {table.name}: {', '.join(known)}")
-
-
-def _name(rule: UniqueConstraint | Index, table: Table) -> str:
-    """Return a constraint's name in the database; the naming convention fills it in where none was given."""
-    if isinstance(rule.name, str):
-        return str(rule.name)
-    return "_".join((table.name, *(column.name for column in rule.columns), "key"))

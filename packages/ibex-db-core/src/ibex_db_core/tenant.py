@@ -13,8 +13,9 @@ from sqlalchemy import Connection, event, inspect, text
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapper, ORMExecuteState, Session, SessionTransaction, with_loader_criteria
 
+from ibex_db_core import validation
 from ibex_db_core.base import OrgScoped
-from ibex_db_core.errors import TenantError, TenantMismatchError, TenantMissingError
+from ibex_db_core.errors import DatabaseError, InvalidInputError, TenantError, TenantMismatchError, TenantMissingError
 from ibex_db_core.policies import TENANT_SETTING
 
 O = TypeVar("O")  # noqa: E741 - SQLAlchemy's own name for "an entity"
@@ -50,9 +51,20 @@ class FoldedConnection(asyncpg.Connection):
         self._armed = None
 
     async def execute(self, query: str, *args: object, timeout: float | None = None) -> str:
-        """Run a command; the first BEGIN after arm() carries the settings."""
+        """Run a command; the first BEGIN after arm() carries the settings.
+
+        Raises:
+            DatabaseError: a COMMIT that the server took for a ROLLBACK, which it says in the command's tag only.
+        """
         if self._armed is None:
-            return await super().execute(query, *args, timeout=timeout)
+            status = await super().execute(query, *args, timeout=timeout)
+            if query == "COMMIT;" and status == "ROLLBACK":
+                raise DatabaseError(
+                    "nothing was committed: a statement of this transaction had failed and its error was caught, so "
+                    "the server answered COMMIT with ROLLBACK; wrap what may fail in session.begin_nested()",
+                    sqlstate="25P02",
+                )
+            return status
         if args or not query.startswith("BEGIN"):
             raise self._outside_a_transaction()
         settings, self._armed = self._armed, None
@@ -60,9 +72,11 @@ class FoldedConnection(asyncpg.Connection):
             return await super().execute(f"{query} {settings}", timeout=timeout)
         except Exception:
             # BEGIN may have worked and a setting failed.  SQLAlchemy takes the
-            # transaction for never begun, so nobody else would end it.
+            # transaction for never begun, so nobody else would end it; asyncpg
+            # takes it for begun, and would make a savepoint of the next BEGIN.
             if not self.is_closed() and self.is_in_transaction():
                 await super().execute("ROLLBACK")
+                self._top_xact = None
             raise
 
     async def prepare(self, query: str, **options: Any) -> Any:
@@ -96,24 +110,28 @@ class SyncScopedSession(Session):
         """Complete a bare id with the session's organization.
 
         Raises:
+            InvalidInputError: it is neither an id nor the pair (org_id, id).
             TenantMismatchError: the identity names another organization.
         """
         mapper = cast("Mapper[object]", inspect(entity))
         if getattr(mapper.class_, "__tenant_column__", None) != "org_id":
             return ident
+        name = mapper.class_.__name__
         if isinstance(ident, Mapping):
             named = cast("Mapping[str, object]", ident)
             org, key = named.get("org_id", self.org_id), named.get("id")
         elif isinstance(ident, (tuple, list)):
-            org, key = cast("Sequence[object]", ident)
+            parts = cast("Sequence[object]", ident)
+            if len(parts) != len(("org_id", "id")):
+                raise InvalidInputError("ident", parts, f"must be the id of a {name}, or the pair (org_id, id)")
+            org, key = parts
         else:
             org, key = self.org_id, ident
         if org is None:
-            raise TenantMissingError(
-                f"{mapper.class_.__name__} is identified by (org_id, id): give both in a cross-tenant session"
-            )
+            raise TenantMissingError(f"{name} is identified by (org_id, id): give both in a cross-tenant session")
+        org, key = validation.uuid("org_id", org), validation.uuid("id", key)
         if self.org_id is not None and org != self.org_id:
-            raise TenantMismatchError(self.org_id, org, f"{mapper.class_.__name__} identity")
+            raise TenantMismatchError(self.org_id, org, f"{name} identity")
         return (org, key)
 
 
@@ -154,9 +172,10 @@ def _arm(session: SyncScopedSession, transaction: SessionTransaction, connection
     if session.settings is None:
         raise TenantMissingError
     driver = connection.connection.driver_connection
-    if not isinstance(driver, FoldedConnection):
+    # Not isinstance(): asyncpg's metaclass takes every connection for an instance of every connection class.
+    if not issubclass(type(driver), FoldedConnection):
         raise TenantError("a ScopedSession works on the engine of its Database only: use db.tenant(org_id)")
-    driver.arm(session.settings)
+    cast("FoldedConnection", driver).arm(session.settings)
 
 
 def _scoped(instance: object) -> TypeGuard[OrgScoped]:
@@ -186,6 +205,16 @@ def _check_orgs(session: SyncScopedSession, _context: object, _instances: object
                 instance.org_id = session.org_id
             elif found != session.org_id:
                 raise TenantMismatchError(session.org_id, found, type(instance).__name__)
+
+
+@event.listens_for(OrgScoped, "before_insert", propagate=True)
+def _require_org(mapper: "Mapper[Any]", _connection: Connection, instance: OrgScoped) -> None:
+    """Hold what no session filled in: by now a child has its parent's organization, if it has a parent."""
+    if instance.__dict__.get("org_id") is None:
+        raise TenantMissingError(
+            f"this {mapper.class_.__name__} names no organization: set its org_id, or add it through a repository "
+            "that has one"
+        )
 
 
 @event.listens_for(SyncScopedSession, "do_orm_execute")

@@ -5,14 +5,14 @@ the values of a conflict come from the statement's own parameters.
 """
 
 import re
-from collections.abc import Mapping, Sequence
-from functools import cache
+from collections.abc import Iterable, Mapping
 from typing import cast
 
-from sqlalchemy import Column, UniqueConstraint
+import asyncpg
+from sqlalchemy import Column, Table, UniqueConstraint
 from sqlalchemy.exc import DBAPIError, StatementError, TimeoutError as PoolTimeoutError
 from sqlalchemy.orm.exc import StaleDataError
-from sqlalchemy.sql.elements import ClauseElement
+from sqlalchemy.sql.elements import ClauseElement, TextClause
 from sqlalchemy.sql.visitors import iterate
 
 from ibex_db_core.base import Base
@@ -90,27 +90,33 @@ def translate(exc: BaseException, parameters: Mapping[str, object] | None = None
         return NotFoundError("row of this UPDATE or DELETE", "(changed or deleted by another transaction)")
     if isinstance(exc, StatementError) and isinstance(exc.orig, InvalidInputError):
         return exc.orig
+    if isinstance(exc, DBAPIError):
+        adapted = exc.orig
+        driver = getattr(adapted, "driver_exception", None) or getattr(adapted, "__cause__", None) or adapted
+        return _from_driver(driver, parameters, broken=exc.connection_invalidated)
+    if isinstance(exc, asyncpg.ClientConfigurationError):
+        return ConfigurationError(f"the database URL asks for what the driver cannot do: {exc}")
     if isinstance(exc, (OSError, TimeoutError)):
         return ConnectionLostError(
             f"no connection to the database: {str(exc) or type(exc).__name__}; "
             "check host and port of the URL, and that the server runs"
         )
-    if isinstance(exc, DBAPIError):
-        return _from_driver(exc, parameters)
+    if isinstance(exc, (asyncpg.PostgresError, asyncpg.InterfaceError)):
+        return _from_driver(exc, None)
     return None
 
 
-def _from_driver(exc: DBAPIError, parameters: Mapping[str, object] | None) -> IbexError:
-    adapted = exc.orig
-    driver = getattr(adapted, "driver_exception", None) or getattr(adapted, "__cause__", None) or adapted
+def _from_driver(
+    driver: BaseException | None, parameters: Mapping[str, object] | None, *, broken: bool = False
+) -> IbexError:
     state = cast("str | None", getattr(driver, "sqlstate", None))
     said = str(driver).splitlines()[0] if str(driver) else type(driver).__name__
-    if exc.connection_invalidated or (state is not None and state.startswith(_LOST)):
-        return ConnectionLostError(f"the connection broke ({said}); what was not committed is gone", sqlstate=state)
     if state is None:
-        if "connection" in said and ("closed" in said or "lost" in said):
+        if broken or ("connection" in said and ("closed" in said or "lost" in said)):
             return ConnectionLostError(f"the connection broke ({said}); what was not committed is gone")
         return DatabaseError(said)
+    if state.startswith(_LOST):
+        return ConnectionLostError(f"the connection broke ({said}); what was not committed is gone", sqlstate=state)
     if state.startswith(_REFUSED_LOGIN):
         return ConfigurationError(f"{said}: check user, password and database of the URL [{state}]")
     kind, way_out = _BY_STATE.get(state, (DatabaseError, "see the cause"))
@@ -122,34 +128,52 @@ def _from_driver(exc: DBAPIError, parameters: Mapping[str, object] | None) -> Ib
         constraint = _PARTITION.sub("", constraint)
         table = _PARTITION.sub("", table) if table else table
         if kind is ConflictError and parameters:
-            columns = _columns_of_unique_keys().get(constraint, ())
+            columns = _columns_of_unique_key(table, constraint)
             values = {name: parameters[name] for name in columns if name in parameters}
     shown = ", ".join(f"{name}={value!s}" for name, value in values.items() if name != "org_id")
     message = f"{said}{f' with {shown}' if shown else ''}; {way_out} [{state}]"
     return kind(message, constraint=constraint, table=table, values=values, sqlstate=state)
 
 
-@cache
-def _columns_of_unique_keys() -> dict[str, tuple[str, ...]]:
-    found: dict[str, tuple[str, ...]] = {}
-    for table in Base.metadata.tables.values():
-        found[f"{table.name}_pkey"] = tuple(column.name for column in table.primary_key)
+def _columns_of_unique_key(table_name: str | None, constraint: str) -> tuple[str, ...]:
+    """Return what a unique key is made of, from the models: of any metadata, and of a service's own.
+
+    Not cached: a model may be declared at any time, and a conflict costs a round trip anyway.
+    """
+    for mapper in Base.registry.mappers:
+        table = cast("Table", mapper.local_table)  # pyright: ignore[reportUnknownMemberType]
+        if table.name != table_name:
+            continue
+        if constraint in {table.primary_key.name, f"{table.name}_pkey"}:
+            return tuple(column.name for column in table.primary_key)
         for index in table.indexes:
-            if index.unique and index.name:
-                found[str(index.name)] = _names(index.expressions)
+            if index.unique and index.name == constraint:
+                return _names(table, index.expressions)
         for rule in table.constraints:
-            if isinstance(rule, UniqueConstraint):
-                name = "_".join((table.name, *(column.name for column in rule.columns), "key"))
-                found[str(rule.name) if isinstance(rule.name, str) else name] = tuple(c.name for c in rule.columns)
-    return found
+            if isinstance(rule, UniqueConstraint) and constraint == name_of(rule):
+                return _names(table, rule.columns)
+    return ()
 
 
-def _names(expressions: Sequence[str | ClauseElement]) -> tuple[str, ...]:
-    """Return the columns that an index is made of, those inside lower(...) too."""
-    return tuple(
-        cast("Column[object]", element).name
-        for expression in expressions
-        if not isinstance(expression, str)
-        for element in iterate(expression)
-        if isinstance(element, Column)
-    )
+def name_of(rule: UniqueConstraint) -> str:
+    """Return a constraint's name in the database; the naming convention fills it in where none was given."""
+    if isinstance(rule.name, str):
+        return str(rule.name)
+    return "_".join((rule.table.name, *(column.name for column in rule.columns), "key"))
+
+
+def _names(table: Table, expressions: Iterable[str | ClauseElement]) -> tuple[str, ...]:
+    """Return the columns that an index is made of: those inside lower(...) too, and what a computed one is made of."""
+    found: list[str] = []
+    for expression in expressions:
+        for element in iterate(expression) if not isinstance(expression, str) else ():
+            if isinstance(element, TextClause):
+                found += _mentioned(table, element.text)
+            elif isinstance(element, Column):
+                column = cast("Column[object]", element)
+                found += [column.name] if column.computed is None else _mentioned(table, str(column.computed.sqltext))
+    return tuple(found)
+
+
+def _mentioned(table: Table, sql: str) -> list[str]:
+    return [word for word in re.findall(r"\w+", sql) if word in table.columns]

@@ -31,6 +31,10 @@ E = TypeVar("E", bound=StrEnum)
 # have the binary codec.  A plain engine keeps pgvector's own text format.
 BINARY_VECTORS = "ibex_binary_vectors"
 
+# pgvector sums squares and products in float32. A vector whose largest number lies
+# beyond these has sums that under- or overflow, and cosine distances of NaN, or wrong ones.
+_LEAST, _MOST = 1e-15, 1e16
+
 
 _MOST = 16_000  # pgvector's own limit
 
@@ -44,7 +48,8 @@ def pack_vector(value: VectorLike, *, dim: int | None = None, field: str = "embe
         field: the name that an error should give.
 
     Raises:
-        InvalidInputError: not numbers, another dimension, NaN or infinity, beyond float32, or all zero.
+        InvalidInputError: not numbers, another dimension, NaN or infinity, all zero, or so long or
+            short that float32 cannot hold its square.
     """
     if isinstance(value, pgvector.Vector):
         packed = value
@@ -71,8 +76,14 @@ def pack_vector(value: VectorLike, *, dim: int | None = None, field: str = "embe
     # Sums of float32 cannot overflow a double, so one sum tells whether any is NaN or infinite.
     if not math.isfinite(sum(numbers)):
         raise InvalidInputError(field, "NaN or infinity", "must hold finite float32 numbers only")
-    if not any(numbers):
+    highest, lowest = max(numbers, default=0.0), min(numbers, default=0.0)
+    largest = max(highest, -lowest)
+    if not largest:
         raise InvalidInputError(field, "all zeros", "must not be the zero vector: its cosine distance is undefined")
+    if not _LEAST <= largest <= _MOST:
+        raise InvalidInputError(
+            field, f"{largest:.1e}", f"must have its largest number in [{_LEAST:.0e}, {_MOST:.0e}]: normalise it"
+        )
     return packed
 
 

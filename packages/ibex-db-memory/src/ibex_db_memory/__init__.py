@@ -26,7 +26,16 @@ from ibex_db_memory.models import (
     SessionStatus,
     VersionOperation,
 )
-from ibex_db_memory.repositories import Kept, MemoryRepository, Outcome, RememberedMany, SessionRepository
+from ibex_db_memory.repositories import (
+    Direction,
+    Kept,
+    MemoryRepository,
+    Neighbor,
+    Outcome,
+    RememberedMany,
+    SessionRepository,
+    TagCount,
+)
 from ibex_db_memory.search import HALF_LIFE_DAYS, Hit, Hits, HotMemory, HotWeights, Plan, ScoreParts
 from ibex_db_memory.state import state_hash
 
@@ -39,6 +48,7 @@ __all__ = [
     "SESSION_STEPS",
     "Checkpoint",
     "CheckpointDamagedError",
+    "Direction",
     "Hit",
     "Hits",
     "HotMemory",
@@ -53,6 +63,7 @@ __all__ = [
     "MemoryStatus",
     "MemoryTag",
     "MemoryVersion",
+    "Neighbor",
     "Outcome",
     "Plan",
     "RelationshipType",
@@ -61,6 +72,7 @@ __all__ = [
     "Session",
     "SessionRepository",
     "SessionStatus",
+    "TagCount",
     "VersionOperation",
     "content_hash",
     "normalise",

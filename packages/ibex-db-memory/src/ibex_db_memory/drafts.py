@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from datetime import datetime
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import cast
 from uuid import UUID
@@ -83,9 +83,16 @@ class CheckedDraft:
     tags: Sequence[str]
 
     @property
-    def twin_key(self) -> tuple[object, object]:
-        """What two drafts share that say the same to the same agent."""
+    def twin_key(self) -> object:
+        """What two drafts share that say the same to the same agent; only active memories have twins."""
+        if self.values["status"] is not MemoryStatus.ACTIVE:
+            return id(self)
         return self.values["agent_id"], self.values["content_hash"]
+
+    @property
+    def place(self) -> tuple[str, object]:
+        """Where it stands in the order of the unique index."""
+        return str(self.values["agent_id"]), self.values["content_hash"]
 
 
 def check_draft(draft: "MemoryDraft | Mapping[str, object]", new_id: UUID) -> CheckedDraft:
@@ -100,10 +107,11 @@ def check_draft(draft: "MemoryDraft | Mapping[str, object]", new_id: UUID) -> Ch
         values[name] = default if values[name] is None else values[name]
     values["content_hash"] = content_hash(cast("str", values["content"]))
     values["embedding"] = check_embedding(cast("VectorLike | None", given.get("embedding")))
-    values["metadata"] = validation.check(Memory, "metadata_", given.get("metadata", {}))
+    metadata = given.get("metadata")
+    values["metadata"] = {} if metadata is None else validation.json_object("metadata", metadata)
     ident = given.get("id")
     values["id"] = new_id if ident is None else validation.uuid("id", ident)
-    start, end = values["valid_from"], values["valid_until"]
+    start, end = values["valid_from"] or datetime.now(UTC), values["valid_until"]
     if isinstance(start, datetime) and isinstance(end, datetime) and start >= end:
         raise InvalidInputError("valid_until", end, f"must lie after valid_from ({start})")
     return CheckedDraft(values, check_tags(given.get("tags", ())))
@@ -114,10 +122,10 @@ def check_embedding(embedding: VectorLike | None) -> pgvector.Vector | None:
     return None if embedding is None else pack_vector(embedding, dim=EMBEDDING_DIMENSIONS)
 
 
-def check_tags(tags: object) -> Sequence[str]:
+def check_tags(tags: object, field: str = "tags") -> Sequence[str]:
     """Normalise tags and drop repetitions, keeping the order."""
     if isinstance(tags, (str, bytes)) or not isinstance(tags, Iterable):
-        raise InvalidInputError("tags", tags, "must be a list of strings")
+        raise InvalidInputError(field, tags, "must be a list of strings")
     return list(dict.fromkeys(normalise_tag(tag) for tag in cast("Iterable[str]", tags)))
 
 

@@ -10,12 +10,21 @@ from ibex_db_core.url import parse
 
 __all__ = ["AsJson", "Debug", "Url", "connect", "where"]
 
+
+def _not_blank(url: str | None) -> str | None:
+    # --url "$UNSET" must not fall back on another database.
+    if url is not None and not url.strip():
+        raise typer.BadParameter("is empty: leave it out to use the environment's database")
+    return url
+
+
 Url = Annotated[
     str | None,
     typer.Option(
         "--url",
         metavar="URL",
         show_default=False,
+        callback=_not_blank,
         help="The database. It takes the place of IBEX_DATABASE_URL (and of IBEX_OWNER_URL and IBEX_PLATFORM_URL, so "
         "that no other database is meant by accident). With neither, the embedded Postgres is used.",
     ),

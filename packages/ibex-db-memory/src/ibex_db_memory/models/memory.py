@@ -67,6 +67,7 @@ class Memory(OrgScoped, SoftDeleted, Timestamped, Base):
         embedding_model: which model made the vector; vectors of two models do not compare.
         confidence: how sure the source is, in [0, 1], three decimals.
         usefulness_score: what feedback says of it, in [0, 1], three decimals.
+        positive_feedback, negative_feedback: how often give_feedback() found it helpful, and not.
         valid_from, valid_until: when the statement holds in the world, half-open: [from, until).
         expires_at: when expire_due() may take it; searches hide it from then on.
         metadata_: column ``metadata``; assign a new dict to change it, edits in place go unseen.
@@ -100,6 +101,8 @@ class Memory(OrgScoped, SoftDeleted, Timestamped, Base):
         Numeric(4, 3), default=Decimal("0.500"), server_default=text("0.500"), info=_UNIT
     )
     retrieval_count: Mapped[int] = mapped_column(default=0, server_default=text("0"), info={"range": (0, 2**31 - 1)})
+    positive_feedback: Mapped[int] = mapped_column(default=0, server_default=text("0"), info={"range": (0, 2**31 - 1)})
+    negative_feedback: Mapped[int] = mapped_column(default=0, server_default=text("0"), info={"range": (0, 2**31 - 1)})
     last_retrieved_at: Mapped[datetime | None]
     last_injected_at: Mapped[datetime | None]
     superseded_by: Mapped[UUID | None]
@@ -158,6 +161,7 @@ class Memory(OrgScoped, SoftDeleted, Timestamped, Base):
         CheckConstraint("confidence >= 0 AND confidence <= 1", name="confidence_range"),
         CheckConstraint("usefulness_score >= 0 AND usefulness_score <= 1", name="usefulness_score_range"),
         CheckConstraint("retrieval_count >= 0", name="retrieval_count_range"),
+        CheckConstraint("positive_feedback >= 0 AND negative_feedback >= 0", name="feedback_range"),
         CheckConstraint("superseded_by <> id", name="not_superseded_by_itself"),
         CheckConstraint("merged_into <> id", name="not_merged_into_itself"),
         CheckConstraint("valid_from < valid_until", name="valid_from_before_until"),
@@ -184,7 +188,12 @@ class Memory(OrgScoped, SoftDeleted, Timestamped, Base):
             postgresql_ops={"embedding": "vector_cosine_ops"},
         ),
         # MemoryRepository.expire_due.
-        Index("memories_expires_at_idx", "org_id", "expires_at", postgresql_where=text("expires_at IS NOT NULL")),
+        Index(
+            "memories_expires_at_idx",
+            "org_id",
+            "expires_at",
+            postgresql_where=text("expires_at IS NOT NULL AND deleted_at IS NULL"),
+        ),
         # MemoryRepository.search(session_id=...), and SET NULL when a session is erased.
         Index("memories_session_id_idx", "org_id", "session_id", postgresql_where=text("session_id IS NOT NULL")),
         # MemoryRepository.current and history walk these backwards; SET NULL when the successor is erased.

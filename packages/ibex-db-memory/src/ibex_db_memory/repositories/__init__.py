@@ -1,6 +1,23 @@
 """The repositories of the memory wheel."""
 
-from ibex_db_memory.repositories.memory import Kept, MemoryRepository, Outcome, RememberedMany
+from ibex_db_memory.repositories.memory import (
+    Direction,
+    Kept,
+    MemoryRepository,
+    Neighbor,
+    Outcome,
+    RememberedMany,
+    TagCount,
+)
 from ibex_db_memory.repositories.session import SessionRepository
 
-__all__ = ["Kept", "MemoryRepository", "Outcome", "RememberedMany", "SessionRepository"]
+__all__ = [
+    "Direction",
+    "Kept",
+    "MemoryRepository",
+    "Neighbor",
+    "Outcome",
+    "RememberedMany",
+    "SessionRepository",
+    "TagCount",
+]

@@ -111,7 +111,9 @@ class SessionRepository(BaseRepository[Session]):
             .order_by(Checkpoint.sequence_number.desc())
             .limit(1)
         )
-        found = cast("Checkpoint | None", (await self._execute(statement)).scalars().one_or_none())
+        found = cast(
+            "Checkpoint | None", (await self._execute(statement, populate_existing=True)).scalars().one_or_none()
+        )
         if found is not None and not found.is_intact():
             raise CheckpointDamagedError(session_id, found.sequence_number, found.state_hash, state_hash(found.state))
         return found

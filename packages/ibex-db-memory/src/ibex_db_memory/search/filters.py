@@ -29,6 +29,7 @@ class Filters:
 
     Made by :meth:`of`, which checks.  ``shape`` says which filters are present,
     so that one statement is built, and compiled, for each shape.
+    ``unnamed_model`` is for vectors whose model was not named.
     """
 
     agents: tuple[UUID, ...] | None = None
@@ -45,6 +46,7 @@ class Filters:
     embedding_model: str | None = None
     include_expired: bool = False
     include_deleted: bool = False
+    unnamed_model: bool = False
 
     @classmethod
     def of(
@@ -80,16 +82,17 @@ class Filters:
             categories=_members("categories", MemoryCategory, categories),
             sources=_members("sources", MemorySource, sources),
             statuses=_members("statuses", MemoryStatus, statuses),
-            tags_any=None if tags_any is None else _some("tags_any", check_tags(tags_any)),
-            tags_all=None if tags_all is None else _some("tags_all", check_tags(tags_all)),
+            tags_any=None if tags_any is None else _some("tags_any", check_tags(tags_any, "tags_any")),
+            tags_all=None if tags_all is None else _some("tags_all", check_tags(tags_all, "tags_all")),
             metadata=None if metadata is None else validation.json_object("metadata", metadata),
             min_confidence=None
             if min_confidence is None
             else validation.number("min_confidence", min_confidence, 0, 1),
             created_after=created_after,
             created_before=created_before,
-            embedding_model=embedding_model
-            and validation.text("embedding_model", embedding_model, shortest=1, longest=255),
+            embedding_model=None
+            if embedding_model is None
+            else validation.text("embedding_model", embedding_model, shortest=1, longest=255),
             include_expired=include_expired,
             include_deleted=include_deleted,
         )
@@ -103,7 +106,7 @@ class Filters:
     def parameters(self) -> Mapping[str, object]:
         """The values of the filters that are present, by bind name."""
         found: dict[str, object] = {}
-        for name in self.shape & _CONDITIONS.keys():
+        for name in (self.shape & _CONDITIONS.keys()) - {"unnamed_model"}:
             value = getattr(self, name)
             found[f"f_{name}"] = list(cast("tuple[object, ...]", value)) if isinstance(value, tuple) else value
         if self.tags_all is not None:
@@ -157,6 +160,7 @@ _CONDITIONS: Mapping[str, ColumnElement[bool]] = {
     "created_after": Memory.created_at >= bindparam("f_created_after"),
     "created_before": Memory.created_at < bindparam("f_created_before"),
     "embedding_model": Memory.embedding_model == bindparam("f_embedding_model"),
+    "unnamed_model": Memory.embedding_model.is_(None),
 }
 # What holds unless the filter of that name is present.
 _UNLESS: Mapping[str, ColumnElement[bool]] = {
@@ -178,6 +182,8 @@ def _members(field: str, kind: type[E], given: Iterable[E | str] | None) -> tupl
         return None
     if isinstance(given, str):  # a str is an Iterable of str; a lone category would be taken letter by letter
         given = [given]
+    if not isinstance(cast("object", given), Iterable):
+        raise InvalidInputError(field, given, "must be a list")
     return _some(field, [validation.enum_member(field, kind, one).value for one in given])
 
 

@@ -31,6 +31,9 @@ HALF_LIFE_DAYS: Mapping[MemoryCategory, float] = {
 }
 """After how many days unused a memory of each category counts half as recent."""
 
+# A millisecond, in days: a positive bound keeps age / half-life within what a float8 holds.
+_SHORTEST_HALF_LIFE = 1e-8
+
 # Ten retrievals say "in constant use"; more add nothing.
 FREQUENT = 10
 
@@ -54,14 +57,18 @@ class HotWeights:
         """Check the ranges.
 
         Raises:
-            InvalidInputError: a weight outside [0, 1], or a half-life that is not positive.
+            InvalidInputError: a weight outside [0, 1], or a half-life below 1e-8 days, a millisecond.
         """
         for name in _PARTS:
             validation.number(name, getattr(self, name), 0, 1)
-        for category, days in (self.half_life_days or {}).items():
+        given: object = self.half_life_days
+        if given is None:
+            return
+        if not isinstance(given, Mapping):
+            raise InvalidInputError("half_life_days", given, "must be a mapping of categories to days")
+        for category, days in cast("Mapping[object, object]", given).items():
             validation.enum_member("half_life_days", MemoryCategory, category)
-            if not days > 0 or not math.isfinite(days):
-                raise InvalidInputError("half_life_days", days, f"must be days above 0 ({category})")
+            validation.number("half_life_days", days, _SHORTEST_HALF_LIFE, math.inf)
 
     @property
     def parameters(self) -> Mapping[str, object]:
@@ -109,8 +116,9 @@ def _parts() -> Mapping[str, ColumnElement[float]]:
     )
     parts: dict[str, Any] = {
         "relevance": literal_column("1.0", Float()),
-        # exp() of a large negative number is an underflow error in Postgres, not 0.
-        "recency": func.exp(func.greatest(-math.log(2) * age_days / half_life, -700.0)),
+        # Where Python gives 0, Postgres raises: exp() of a large negative number underflows, and so
+        # does a small weight times what exp(-700) is.
+        "recency": func.exp(func.greatest(-math.log(2) * age_days / half_life, -100.0)),
         "usefulness": Memory.usefulness_score.cast(Float()),
         "confidence": Memory.confidence.cast(Float()),
         "frequency": func.least(Memory.retrieval_count / float(FREQUENT), 1.0),

@@ -23,8 +23,10 @@ depends_on = "tenancy_0001"
 
 _PARTITIONS = 16
 # Room on each page for new versions of its rows: an update that finds none
-# leaves the page and enters every index anew, the vector index first.
-_FILLFACTOR = 70
+# leaves the page and enters every index anew, the vector index first.  60, not
+# 70: contents of a few words would fit three rows to a page and leave too little
+# (46 % HOT measured, where 60 gives 100 % at every length tried).
+_FILLFACTOR = 60
 _MOST_PARTITIONS = 1024
 
 _SESSIONS = """
@@ -111,6 +113,8 @@ CREATE TABLE ibex_core.memories (
     confidence numeric(4, 3) DEFAULT 0.800 NOT NULL,
     usefulness_score numeric(4, 3) DEFAULT 0.500 NOT NULL,
     retrieval_count integer DEFAULT 0 NOT NULL,
+    positive_feedback integer DEFAULT 0 NOT NULL,
+    negative_feedback integer DEFAULT 0 NOT NULL,
     last_retrieved_at timestamptz,
     last_injected_at timestamptz,
     superseded_by uuid,
@@ -147,6 +151,7 @@ CREATE TABLE ibex_core.memories (
     CONSTRAINT memories_confidence_range CHECK (confidence >= 0 AND confidence <= 1),
     CONSTRAINT memories_usefulness_score_range CHECK (usefulness_score >= 0 AND usefulness_score <= 1),
     CONSTRAINT memories_retrieval_count_range CHECK (retrieval_count >= 0),
+    CONSTRAINT memories_feedback_range CHECK (positive_feedback >= 0 AND negative_feedback >= 0),
     CONSTRAINT memories_not_superseded_by_itself CHECK (superseded_by <> id),
     CONSTRAINT memories_not_merged_into_itself CHECK (merged_into <> id),
     CONSTRAINT memories_valid_from_before_until CHECK (valid_from < valid_until),
@@ -159,7 +164,8 @@ CREATE UNIQUE INDEX memories_content_hash_org ON ibex_core.memories (org_id, age
 CREATE INDEX memories_agent_id_idx ON ibex_core.memories (org_id, agent_id);
 CREATE INDEX memories_embedding_hnsw ON ibex_core.memories USING hnsw (embedding vector_cosine_ops)
     WITH (m = 16, ef_construction = 200);
-CREATE INDEX memories_expires_at_idx ON ibex_core.memories (org_id, expires_at) WHERE expires_at IS NOT NULL;
+CREATE INDEX memories_expires_at_idx ON ibex_core.memories (org_id, expires_at)
+    WHERE expires_at IS NOT NULL AND deleted_at IS NULL;
 CREATE INDEX memories_session_id_idx ON ibex_core.memories (org_id, session_id) WHERE session_id IS NOT NULL;
 CREATE INDEX memories_superseded_by_idx ON ibex_core.memories (org_id, superseded_by) WHERE superseded_by IS NOT NULL;
 CREATE INDEX memories_merged_into_idx ON ibex_core.memories (org_id, merged_into) WHERE merged_into IS NOT NULL

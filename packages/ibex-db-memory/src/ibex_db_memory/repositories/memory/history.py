@@ -1,26 +1,32 @@
-"""What a memory said before: the versions that the database writes."""
+"""What a memory said before: the versions that the database writes, and the way back."""
 
 from collections.abc import Sequence
+from datetime import datetime
 from uuid import UUID
 
 from sqlalchemy import select
 
 from ibex_db_core import validation
-from ibex_db_core.errors import NotFoundError
-from ibex_db_core.repository import BaseRepository
-from ibex_db_memory.models import Memory, MemoryVersion
+from ibex_db_core.errors import InvalidInputError, NotFoundError
+from ibex_db_core.types import VectorLike
+from ibex_db_memory.drafts import check_embedding
+from ibex_db_memory.models import Memory, MemoryVersion, VersionOperation
+from ibex_db_memory.repositories.memory.changes import Changes
 
 
-class History(BaseRepository[Memory]):
+class History(Changes):
     """Versions of one memory."""
-
-    model = Memory
 
     async def history(self, ident: UUID) -> Sequence[MemoryVersion]:
         """Return every version of a memory, oldest first; each is the state after a change.
 
         Raises:
             NotFoundError: no such memory in this organization; one that was soft-deleted has its history.
+
+        Example:
+            >>> kept = await memories.remember(agent_id=agent.id, content="Has a cat.", category="factual")
+            >>> [version.operation.value for version in await memories.history(kept.memory.id)]
+            ['created']
         """
         ident = validation.uuid("id", ident)
         statement = (
@@ -32,3 +38,93 @@ class History(BaseRepository[Memory]):
         if not versions:
             raise NotFoundError(Memory.__name__, ident)
         return versions
+
+    async def as_of(self, ident: UUID, moment: datetime) -> MemoryVersion:
+        """Return what a memory said at a moment: its newest version that is no younger.
+
+        A change counts from the start of its transaction.
+
+        Args:
+            ident: the memory.
+            moment: aware.
+
+        Raises:
+            NotFoundError: no such memory in this organization, or it was learned later.
+
+        Example:
+            >>> kept = await memories.remember(agent_id=agent.id, content="Has a cat.", category="factual")
+            >>> (await memories.as_of(kept.memory.id, kept.memory.created_at)).content
+            'Has a cat.'
+        """
+        ident, moment = validation.uuid("id", ident), validation.moment("moment", moment)
+        statement = (
+            select(MemoryVersion)
+            .where(
+                MemoryVersion.org_id == self._tenant,
+                MemoryVersion.memory_id == ident,
+                MemoryVersion.created_at <= moment,
+            )
+            .order_by(MemoryVersion.version_num.desc())
+            .limit(1)
+        )
+        version: MemoryVersion | None = (await self._execute(statement)).scalars().one_or_none()
+        if version is None:
+            raise NotFoundError(Memory.__name__, f"{ident} as of {moment}")
+        return version
+
+    async def revert(
+        self,
+        ident: UUID,
+        version_num: int,
+        *,
+        embedding: VectorLike | None = None,
+        reason: str | None = None,
+        actor: UUID | None = None,
+    ) -> Memory:
+        """Have a memory say what a version said: content, category, confidence and metadata; its status stays.
+
+        Versions keep no vectors.  Where the content changes, the memory has the
+        vector given here, or none until it gets one.
+
+        Args:
+            ident: the memory.
+            version_num: from 1.
+            embedding: the vector of that version's content, shape (384,).
+            reason: for the version history; the step itself is a version, too.
+            actor: who decided, for the version history.
+
+        Raises:
+            NotFoundError: no such memory, or no such version of it.
+            ConflictError: the agent has another active memory of that content.
+
+        Example:
+            >>> kept = await memories.remember(agent_id=agent.id, content="Has a cat.", category="factual")
+            >>> changed = await memories.update(kept.memory.id, content="Has a dog.", embedding=None)
+            >>> (await memories.revert(kept.memory.id, 1)).content
+            'Has a cat.'
+        """
+        validation.integer("version_num", version_num, 1, 2**31 - 1)
+        vector = check_embedding(embedding)
+        async with self._change_recorded(reason=reason, actor=actor, operation=VersionOperation.REVERTED):
+            memory = (await self._locked([ident]))[validation.uuid("id", ident)]
+            version = await self._version(memory.id, version_num)
+            if memory.content != version.content:
+                memory.content = version.content
+                memory.embedding = None if vector is None else vector.to_list()
+            elif vector is not None:
+                raise InvalidInputError("embedding", "given", "must be left out where the content stays the same")
+            memory.category = version.category
+            memory.confidence = version.confidence
+            memory.metadata_ = dict(version.metadata_)
+        return memory
+
+    async def _version(self, ident: UUID, number: int) -> MemoryVersion:
+        statement = select(MemoryVersion).where(
+            MemoryVersion.org_id == self._tenant,
+            MemoryVersion.memory_id == ident,
+            MemoryVersion.version_num == number,
+        )
+        version: MemoryVersion | None = (await self._execute(statement)).scalars().one_or_none()
+        if version is None:
+            raise NotFoundError(MemoryVersion.__name__, f"{number} of memory {ident}")
+        return version

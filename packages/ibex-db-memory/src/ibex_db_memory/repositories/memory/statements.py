@@ -2,7 +2,8 @@
 
 Both have the same parts: retire expired twins, insert what is new, tag it, and
 name the row that says it.  ``retired`` must be done before ``inserted`` starts,
-hence the count that reads it to its end.
+hence the count that reads it to its end.  Created or known is told by which
+part found the row: an id may be the caller's, and given twice.
 """
 
 import json
@@ -11,7 +12,7 @@ from typing import Any, cast
 from uuid import UUID
 
 import pgvector
-from sqlalchemy import ARRAY, Column, Engine, Text, Uuid, bindparam, text
+from sqlalchemy import ARRAY, Boolean, Column, Engine, Text, Uuid, bindparam, column, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.types import NullType
 
@@ -45,12 +46,24 @@ _VALUES = ", ".join("COALESCE(i.valid_from, now())" if name == "valid_from" else
 _CONFLICT = "ON CONFLICT (org_id, agent_id, content_hash) WHERE status = 'active' AND deleted_at IS NULL DO NOTHING"
 _TWIN = """m.org_id = :org_id AND m.agent_id = i.agent_id AND m.content_hash = i.content_hash
             AND m.status = 'active' AND m.deleted_at IS NULL"""
-_WRITE = f"""
+_EXPIRED_TWIN = f"{_TWIN} AND m.expires_at <= now() AND i.status = 'active'"
+_RETIRE_ONE = f"""
     retired AS (
-        UPDATE ibex_core.memories m SET deleted_at = now() FROM input i
-        WHERE {_TWIN} AND m.expires_at <= now() AND i.status = 'active'
+        UPDATE ibex_core.memories m SET deleted_at = now() FROM input i WHERE {_EXPIRED_TWIN}
         RETURNING 1
-    ), inserted AS (
+    )"""
+# Locked in the order of their ids first: two batches over the same expired twins would otherwise deadlock.
+_RETIRE_MANY = f"""
+    expired AS MATERIALIZED (
+        SELECT m.id FROM ibex_core.memories m JOIN input i ON {_EXPIRED_TWIN}
+        ORDER BY m.id FOR NO KEY UPDATE OF m
+    ), retired AS (
+        UPDATE ibex_core.memories m SET deleted_at = now() FROM expired
+        WHERE m.org_id = :org_id AND m.id = expired.id
+        RETURNING 1
+    )"""
+_INSERT = f"""
+    inserted AS (
         INSERT INTO ibex_core.memories (org_id, {_NAMES})
         SELECT :org_id, {_VALUES} FROM input i WHERE (SELECT count(*) FROM retired) >= 0
         {_CONFLICT}
@@ -62,6 +75,8 @@ _READ = tuple(
     for column in Memory.__table__.columns
     if column.name not in {"embedding", "search_vector"}
 )
+
+CREATED = column("created", Boolean())
 
 
 def _read(alias: str) -> str:
@@ -75,13 +90,14 @@ def _one(name: str, kind: str) -> str:
 REMEMBER_ONE = (
     text(
         f"""
-    WITH input AS (SELECT {", ".join(_one(name, kind) for name, kind in _COLUMNS.items())}), {_WRITE}, tagged AS (
+    WITH input AS (SELECT {", ".join(_one(name, kind) for name, kind in _COLUMNS.items())}),
+    {_RETIRE_ONE}, {_INSERT}, tagged AS (
         INSERT INTO ibex_core.memory_tags (org_id, memory_id, tag)
         SELECT :org_id, n.id, t.tag FROM inserted n, unnest(CAST(:tags AS text[])) AS t (tag)
     )
-    SELECT {_read("n")} FROM inserted n
+    SELECT {_read("n")}, true AS created FROM inserted n
     UNION ALL
-    SELECT {_read("m")} FROM ibex_core.memories m, input i
+    SELECT {_read("m")}, false FROM ibex_core.memories m, input i
     WHERE {_TWIN} AND i.status = 'active' AND NOT EXISTS (SELECT FROM inserted)
         AND (m.expires_at IS NULL OR m.expires_at > now())
     """
@@ -92,9 +108,9 @@ REMEMBER_ONE = (
         bindparam("metadata", type_=JSONB()),
         bindparam("tags", type_=ARRAY(Text())),
     )
-    .columns(*_READ)
+    .columns(*_READ, CREATED)
 )
-"""One memory: returns its row, or its twin's; nothing where a concurrent twin is not visible yet."""
+"""One memory: returns its row, or its twin's, and which it is; nothing where a concurrent twin is not visible yet."""
 
 
 def _many(name: str, kind: str) -> str:
@@ -107,12 +123,12 @@ REMEMBER_MANY = text(
     WITH input AS (
         SELECT {", ".join(f"r.{name}::{kind} AS {name}" for name, kind in _COLUMNS.items())}
         FROM unnest({", ".join(_many(name, kind) for name, kind in _COLUMNS.items())}) AS r ({_NAMES})
-    ), {_WRITE}, tagged AS (
+    ), {_RETIRE_MANY}, {_INSERT}, tagged AS (
         INSERT INTO ibex_core.memory_tags (org_id, memory_id, tag)
         SELECT :org_id, n.id, t.tag
         FROM unnest(CAST(:tag_of AS uuid[]), CAST(:tag AS text[])) AS t (id, tag) JOIN inserted n USING (id)
     )
-    SELECT i.id, COALESCE(n.id, m.id) FROM input i
+    SELECT i.id, COALESCE(n.id, m.id), n.id IS NOT NULL, COALESCE(n.expires_at <= now(), false) FROM input i
     LEFT JOIN inserted n ON n.id = i.id
     LEFT JOIN ibex_core.memories m ON {_TWIN} AND n.id IS NULL AND (m.expires_at IS NULL OR m.expires_at > now())
     """
@@ -120,7 +136,8 @@ REMEMBER_MANY = text(
     bindparam("org_id", type_=Uuid()),
     *(bindparam(name, type_=NullType()) for name in (*_COLUMNS, "tag_of", "tag")),
 )
-"""A batch: returns each draft's id and the id of the row that says it; NULL where that is not visible yet."""
+"""A batch: returns each draft's id, the id of the row that says it (NULL where that is not visible yet), whether
+that is a new row, and whether it has expired already."""
 
 
 def columns_of(rows: Sequence[CheckedDraft], org_id: UUID, binary: bool) -> dict[str, object]:  # noqa: FBT001

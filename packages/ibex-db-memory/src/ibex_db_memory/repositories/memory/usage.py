@@ -1,16 +1,30 @@
-"""Bookkeeping: what was retrieved, in one statement that never touches the vector index."""
+"""Bookkeeping: what was retrieved, injected and judged, in one statement that never touches the vector index."""
 
 from collections.abc import Iterable
 from uuid import UUID
 
 from sqlalchemy import ARRAY, TextClause, Uuid, bindparam, text
+from sqlalchemy.orm.attributes import set_committed_value
+from sqlalchemy.orm.util import identity_key
 
 from ibex_db_core import validation
+from ibex_db_core.errors import InvalidInputError
 from ibex_db_core.repository import BaseRepository
 from ibex_db_memory.models import Memory
 
+# What the statements below change; objects that the session has loaded are given the new values.
+_KEPT_BY_BOOKS = (
+    "retrieval_count",
+    "positive_feedback",
+    "negative_feedback",
+    "usefulness_score",
+    "last_retrieved_at",
+    "last_injected_at",
+    "updated_at",
+)
 
-def _bump(changes: str) -> TextClause:
+
+def _count(changes: str, *extra: str) -> TextClause:
     """Build the UPDATE that counts something for many memories.
 
     Rows are locked in the order of their ids first: two searches that found the
@@ -24,12 +38,23 @@ def _bump(changes: str) -> TextClause:
         )
         UPDATE ibex_core.memories m SET {changes}
         FROM locked WHERE m.org_id = :org_id AND m.id = locked.id
-        RETURNING 1
+        RETURNING m.id, {", ".join(f"m.{name}" for name in _KEPT_BY_BOOKS)}
         """
-    ).bindparams(bindparam("org_id", type_=Uuid()), bindparam("ids", type_=ARRAY(Uuid())))
+    ).bindparams(bindparam("org_id", type_=Uuid()), *(bindparam(name, type_=ARRAY(Uuid())) for name in ("ids", *extra)))
 
 
-_RETRIEVED = _bump("retrieval_count = m.retrieval_count + 1, last_retrieved_at = now()")
+_RETRIEVED = _count("retrieval_count = m.retrieval_count + 1, last_retrieved_at = now()")
+_INJECTED = _count("last_injected_at = now()")
+# Laplace's rule of succession: (p + 1) / (p + n + 2), one half before the first word.
+_JUDGED = _count(
+    "positive_feedback = m.positive_feedback + (m.id = ANY(:helpful))::int, "
+    "negative_feedback = m.negative_feedback + (m.id = ANY(:unhelpful))::int, "
+    "usefulness_score = round((m.positive_feedback + (m.id = ANY(:helpful))::int + 1)::numeric "
+    "/ (m.positive_feedback + m.negative_feedback + (m.id = ANY(:helpful))::int "
+    "+ (m.id = ANY(:unhelpful))::int + 2), 3)",
+    "helpful",
+    "unhelpful",
+)
 
 
 class Usage(BaseRepository[Memory]):
@@ -45,9 +70,61 @@ class Usage(BaseRepository[Memory]):
 
         Returns:
             how many memories were found.
+
+        Example:
+            >>> kept = await memories.remember(agent_id=agent.id, content="Speaks Danish.", category="factual")
+            >>> await memories.record_retrieval([kept.memory.id])
+            1
         """
-        wanted = list({validation.uuid("id", ident) for ident in idents})
-        if not wanted:
+        return await self._counted(_RETRIEVED, _ids("idents", idents))
+
+    async def record_injection(self, idents: Iterable[UUID]) -> int:
+        """Note that memories were put before the model just now, in one HOT statement.
+
+        Returns:
+            how many memories were found.
+
+        Example:
+            >>> kept = await memories.remember(agent_id=agent.id, content="Speaks Danish.", category="factual")
+            >>> await memories.record_injection([kept.memory.id])
+            1
+        """
+        return await self._counted(_INJECTED, _ids("idents", idents))
+
+    async def give_feedback(self, *, helpful: Iterable[UUID] = (), unhelpful: Iterable[UUID] = ()) -> int:
+        """Count one word for or against each memory and move its usefulness, in one HOT statement.
+
+        usefulness = (p + 1) / (p + n + 2), p and n being the words for and
+        against so far (Laplace's rule of succession).
+
+        Returns:
+            how many memories were found.
+
+        Raises:
+            InvalidInputError: a memory is called helpful and unhelpful at once.
+
+        Example:
+            >>> kept = await memories.remember(agent_id=agent.id, content="Speaks Danish.", category="factual")
+            >>> await memories.give_feedback(helpful=[kept.memory.id])
+            1
+            >>> float((await memories.get(kept.memory.id)).usefulness_score)
+            0.667
+        """
+        good, bad = _ids("helpful", helpful), _ids("unhelpful", unhelpful)
+        if both := set(good) & set(bad):
+            raise InvalidInputError("unhelpful", both.pop(), "must not be called helpful in the same breath")
+        return await self._counted(_JUDGED, [*good, *bad], helpful=good, unhelpful=bad)
+
+    async def _counted(self, statement: TextClause, idents: list[UUID], **parameters: object) -> int:
+        if not idents:
             return 0
-        result = await self._execute(_RETRIEVED, {"org_id": self._tenant, "ids": wanted})
-        return len(result.all())
+        rows = (await self._execute(statement, {"org_id": self._tenant, "ids": idents, **parameters})).all()
+        for ident, *values in rows:
+            loaded = self._session.identity_map.get(identity_key(Memory, (self._tenant, ident)))
+            for name, value in zip(_KEPT_BY_BOOKS, values, strict=True) if loaded is not None else ():
+                set_committed_value(loaded, name, value)
+        return len(rows)
+
+
+def _ids(field: str, idents: Iterable[UUID]) -> list[UUID]:
+    return list({validation.uuid(field, ident) for ident in idents})

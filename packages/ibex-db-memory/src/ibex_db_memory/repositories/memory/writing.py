@@ -6,23 +6,26 @@ statement.  Only where a concurrent writer committed the twin after this
 statement's snapshot is neither found, and the statement is run once more.
 """
 
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
 from typing import Any, NamedTuple, cast
 from uuid import UUID, uuid4
 
+import pgvector
 from sqlalchemy import select
 
 from ibex_db_core import validation
 from ibex_db_core.errors import InvalidInputError, SerializationError
-from ibex_db_core.repository import BaseRepository
 from ibex_db_core.types import JsonObject, VectorLike
 from ibex_db_memory.content import content_hash
 from ibex_db_memory.drafts import CheckedDraft, MemoryDraft, check_draft
 from ibex_db_memory.models import Memory, MemoryCategory, MemorySource, MemoryStatus
 from ibex_db_memory.repositories.memory import statements
+from ibex_db_memory.repositories.memory.finding import Finding
+from ibex_db_memory.search.filters import Filters
 from ibex_db_memory.search.query import Hit
 
 # A statement that found neither its row nor the twin is tried again; each time
@@ -77,10 +80,8 @@ class RememberedMany:
         return len(self.outcomes) - self.created
 
 
-class Writing(BaseRepository[Memory]):
+class Writing(Finding):
     """Remembering."""
-
-    model = Memory
 
     async def remember(
         self,
@@ -125,7 +126,7 @@ class Writing(BaseRepository[Memory]):
             expires_at: when it should be forgotten.
             id: made by the caller; None makes one.
             near_duplicate_threshold: also look for another memory of the agent at or above this cosine
-                similarity, in [-1, 1], and report it.  It is kept either way.
+                similarity, in [-1, 1], with a vector of the same model, and report it.  It is kept either way.
 
         Raises:
             InvalidInputError: which field, which value, which rule; before any SQL.
@@ -155,18 +156,21 @@ class Writing(BaseRepository[Memory]):
             validation.number("near_duplicate_threshold", near_duplicate_threshold, -1, 1)
             if embedding is None:
                 raise InvalidInputError("embedding", None, "is required to look for near duplicates")
-        statement = select(Memory).from_statement(statements.REMEMBER_ONE)
+        statement = select(Memory, statements.CREATED).from_statement(statements.REMEMBER_ONE)
         parameters = {"org_id": self._tenant, **draft.values, "tags": list(draft.tags)}
         for _ in range(_TRIES):
-            memory = (await self._execute(statement, parameters, populate_existing=True)).scalars().one_or_none()
-            if memory is not None:
+            row = (await self._execute(statement, parameters, populate_existing=True)).one_or_none()
+            if row is not None:
                 break
         else:
             raise _always_outrun()
+        memory, created = cast("tuple[Memory, bool]", tuple(row))
         near = None
         if near_duplicate_threshold is not None:
-            near = await self._near_duplicate(memory, cast("VectorLike", embedding), near_duplicate_threshold)
-        return Kept(memory, memory.id == draft.values["id"], near)
+            near = await self._near_duplicate(
+                memory, cast("pgvector.Vector", draft.values["embedding"]), embedding_model, near_duplicate_threshold
+            )
+        return Kept(memory, created, near)
 
     async def remember_many(
         self,
@@ -191,8 +195,8 @@ class Writing(BaseRepository[Memory]):
         outcomes: list[Outcome] = []
         await self._ready()
         # A savepoint: whoever catches the error and goes on finds nothing half written.
-        async with self._session.begin_nested():
-            async for batch in _batches(drafts, batch_size):
+        async with self._session.begin_nested(), aclosing(_batches(drafts, batch_size)) as batches:
+            async for batch in batches:
                 outcomes.extend(await self._remember_batch(batch))
                 if progress is not None:
                     progress(len(outcomes))
@@ -207,38 +211,44 @@ class Writing(BaseRepository[Memory]):
         return values
 
     async def _remember_batch(self, batch: Sequence[CheckedDraft]) -> Sequence[Outcome]:
-        first: dict[object, CheckedDraft] = {}
-        for draft in batch:
-            active = draft.values["status"] is MemoryStatus.ACTIVE
-            first.setdefault(draft.twin_key if active else draft.values["id"], draft)
-        # In the order of the unique index, so that two writers of the same contents do not deadlock.
-        rows = sorted(first.values(), key=lambda draft: (str(draft.values["agent_id"]), draft.values["content_hash"]))
-        kept: dict[UUID, UUID] = {}
-        for _ in range(_TRIES):
-            result = await self._execute(
-                statements.REMEMBER_MANY, statements.columns_of(rows, self._tenant, self._binary)
-            )
-            kept.update({wanted: found for wanted, found in result.all() if found is not None})
-            rows = [draft for draft in rows if draft.values["id"] not in kept]
-            if not rows:
-                break
-        else:
-            raise _always_outrun()
-        outcomes: list[Outcome] = []
-        for draft in batch:
-            wanted = cast("UUID", draft.values["id"])
-            active = draft.values["status"] is MemoryStatus.ACTIVE
-            leader = cast("UUID", first[draft.twin_key if active else wanted].values["id"])
-            outcomes.append(Outcome(kept[leader], kept[leader] == wanted))
-        return outcomes
+        outcomes: dict[int, Outcome] = {}
+        # Positions of drafts that say the same, in the order given.  The first of each is sent; the others
+        # share what becomes of it, unless it has expired already: then it is gone for them, and the next is sent.
+        alike: dict[object, list[int]] = {}
+        for position, draft in enumerate(batch):
+            alike.setdefault(draft.twin_key, []).append(position)
+        outrun = 0
+        while alike:
+            # In the order of the unique index, so that two writers of the same contents do not deadlock.
+            keys = sorted(alike, key=lambda key: batch[alike[key][0]].place)
+            rows = [batch[alike[key][0]] for key in keys]
+            key_of = {row.values["id"]: key for row, key in zip(rows, keys, strict=True)}
+            unseen = False
+            parameters = statements.columns_of(rows, self._tenant, self._binary)
+            for wanted, found, created, expired in (await self._execute(statements.REMEMBER_MANY, parameters)).all():
+                if found is None:
+                    unseen = True
+                    continue
+                first, *others = alike.pop(key_of[wanted])
+                outcomes[first] = Outcome(found, created)
+                if expired and others:
+                    alike[key_of[wanted]] = others
+                    continue
+                outcomes.update({other: Outcome(found, created=False) for other in others})
+            outrun += unseen
+            if outrun == _TRIES:
+                raise _always_outrun()
+        return [outcomes[position] for position in range(len(batch))]
 
-    async def _near_duplicate(self, memory: Memory, embedding: VectorLike, threshold: float) -> Hit | None:
-        from ibex_db_memory.repositories.memory.finding import Finding
-
-        hits = await Finding(self._session, self._org_id).find_similar(
-            embedding, threshold=threshold, agent_id=memory.agent_id, limit=2, embedding_model=memory.embedding_model
+    async def _near_duplicate(
+        self, memory: Memory, embedding: pgvector.Vector, model: str | None, threshold: float
+    ) -> Hit | None:
+        filters = Filters.of(agent_id=memory.agent_id, embedding_model=model)
+        filters = replace(filters, unnamed_model=model is None)
+        hits = await self._nearest(embedding, filters, 2, exact=False)
+        return next(
+            (hit for hit in hits if hit.memory.id != memory.id and cast("float", hit.similarity) >= threshold), None
         )
-        return next((hit for hit in hits if hit.memory.id != memory.id), None)
 
     @property
     def _binary(self) -> bool:
@@ -248,25 +258,26 @@ class Writing(BaseRepository[Memory]):
 
 async def _batches(
     drafts: Iterable[MemoryDraft | Mapping[str, object]] | AsyncIterable[MemoryDraft | Mapping[str, object]], size: int
-) -> AsyncIterator[Sequence[CheckedDraft]]:
+) -> AsyncGenerator[Sequence[CheckedDraft]]:
     batch: list[CheckedDraft] = []
     index = 0
-    async for draft in _each(drafts):
-        try:
-            batch.append(check_draft(draft, uuid4()))
-        except InvalidInputError as exc:
-            raise InvalidInputError(exc.field, exc.value, exc.rule, index=index) from exc
-        index += 1
-        if len(batch) == size:
-            yield batch
-            batch = []
+    async with aclosing(_each(drafts)) as each:
+        async for draft in each:
+            try:
+                batch.append(check_draft(draft, uuid4()))
+            except InvalidInputError as exc:
+                raise InvalidInputError(exc.field, exc.value, exc.rule, index=index) from exc
+            index += 1
+            if len(batch) == size:
+                yield batch
+                batch = []
     if batch:
         yield batch
 
 
 async def _each(
     drafts: Iterable[MemoryDraft | Mapping[str, object]] | AsyncIterable[MemoryDraft | Mapping[str, object]],
-) -> AsyncIterator[MemoryDraft | Mapping[str, object]]:
+) -> AsyncGenerator[MemoryDraft | Mapping[str, object]]:
     if isinstance(drafts, AsyncIterable):
         async for draft in drafts:
             yield draft

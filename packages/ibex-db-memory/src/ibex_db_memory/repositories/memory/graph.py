@@ -1,0 +1,234 @@
+"""How memories stand to each other: edges, walks that end in spite of cycles, and the tip of a chain."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from enum import StrEnum
+from typing import cast
+from uuid import UUID
+
+from sqlalchemy import ARRAY, Text, TextClause, Uuid, bindparam, delete, select, text
+from sqlalchemy.dialects.postgresql import insert
+
+from ibex_db_core import validation
+from ibex_db_core.errors import InvalidInputError, NotFoundError
+from ibex_db_core.repository import BaseRepository
+from ibex_db_memory.models import Memory, MemoryRelationship, RelationshipType
+from ibex_db_memory.search.filters import limit_of
+
+# A walk's cost is bounded by its depth times the edges it meets; nobody reads further.
+MAX_DEPTH = 10
+
+
+class Direction(StrEnum):
+    """Which edges a walk follows: those that leave a memory, those that reach it, or both."""
+
+    OUT = "out"
+    IN = "in"
+    BOTH = "both"
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbor:
+    """One memory that a walk reached, by the shortest way.
+
+    Attributes:
+        memory: without its embedding.
+        depth: edges from the start, from 1.
+        relationship_type: of the last edge.
+        outgoing: the last edge leads to this memory; False: it leads away from it.
+        via: the memory before it on the way; the start where depth is 1.
+    """
+
+    memory: Memory
+    depth: int
+    relationship_type: RelationshipType
+    outgoing: bool
+    via: UUID
+
+
+_OUT = """
+            SELECT r.target_memory_id AS id, r.relationship_type, true AS outgoing
+            FROM ibex_core.memory_relationships r
+            WHERE r.org_id = :org_id AND r.source_memory_id = w.id {types}"""
+_IN = """
+            SELECT r.source_memory_id AS id, r.relationship_type, false AS outgoing
+            FROM ibex_core.memory_relationships r
+            WHERE r.org_id = :org_id AND r.target_memory_id = w.id {types}"""
+
+
+def _walk(direction: Direction, *, typed: bool) -> TextClause:
+    arms = {Direction.OUT: [_OUT], Direction.IN: [_IN], Direction.BOTH: [_OUT, _IN]}[direction]
+    types = "AND r.relationship_type = ANY(:types)" if typed else ""
+    # UNION, not UNION ALL: an edge is walked once at each depth, so a dense
+    # graph costs edges times depth, where enumerating paths would explode.
+    statement = text(
+        f"""
+        WITH RECURSIVE walk (id, depth, relationship_type, outgoing, via) AS (
+            SELECT CAST(:start AS uuid), 0, CAST(NULL AS varchar), NULL::boolean, NULL::uuid
+            UNION
+            SELECT n.id, w.depth + 1, n.relationship_type, n.outgoing, w.id
+            FROM walk w CROSS JOIN LATERAL ({" UNION ALL ".join(arms).format(types=types)}) n
+            WHERE w.depth < :depth AND n.id <> :start
+        )
+        SELECT id, depth, relationship_type, outgoing, via FROM (
+            SELECT DISTINCT ON (w.id) w.* FROM walk w JOIN ibex_core.memories m
+                ON m.org_id = :org_id AND m.id = w.id AND m.deleted_at IS NULL
+            WHERE w.depth > 0 ORDER BY w.id, w.depth, w.relationship_type, w.outgoing, w.via
+        ) reached ORDER BY depth, id LIMIT :limit
+        """
+    ).bindparams(bindparam("org_id", type_=Uuid()), bindparam("start", type_=Uuid()))
+    return statement.bindparams(bindparam("types", type_=ARRAY(Text()))) if typed else statement
+
+
+_WALKS = {(direction, typed): _walk(direction, typed=typed) for direction in Direction for typed in (False, True)}
+
+_TIP = text(
+    """
+    WITH RECURSIVE chain (id, next, depth) AS (
+        SELECT m.id, COALESCE(m.superseded_by, m.merged_into), 0 FROM ibex_core.memories m
+        WHERE m.org_id = :org_id AND m.id = :start
+        UNION
+        SELECT m.id, COALESCE(m.superseded_by, m.merged_into), c.depth + 1
+        FROM chain c JOIN ibex_core.memories m ON m.org_id = :org_id AND m.id = c.next
+        WHERE c.depth < 1000
+    )
+    SELECT id FROM chain ORDER BY depth DESC LIMIT 1
+    """
+).bindparams(bindparam("org_id", type_=Uuid()), bindparam("start", type_=Uuid()))
+
+
+class Graph(BaseRepository[Memory]):
+    """Relationships between an organization's memories."""
+
+    model = Memory
+
+    async def relate(
+        self,
+        source: UUID,
+        target: UUID,
+        relationship_type: RelationshipType | str,
+        *,
+        confidence: Decimal | float = 1.0,
+        notes: str | None = None,
+    ) -> MemoryRelationship:
+        """Draw the edge "source TYPE target", or give the one that is there this confidence and these notes.
+
+        Raises:
+            InvalidInputError: a memory related to itself, an unknown type, confidence outside [0, 1].
+            ForeignKeyError: one of the two is not in this organization.
+
+        Example:
+            >>> a = (await memories.remember(agent_id=agent.id, content="Moved to Oslo.", category="episodic")).memory
+            >>> b = (await memories.remember(agent_id=agent.id, content="Lives in Oslo.", category="factual")).memory
+            >>> (await memories.relate(b.id, a.id, "derived_from")).relationship_type
+            <RelationshipType.DERIVED_FROM: 'derived_from'>
+        """
+        source, target = validation.uuid("source", source), validation.uuid("target", target)
+        if source == target:
+            raise InvalidInputError("target", target, "must be another memory than the source")
+        values = {
+            "org_id": self._tenant,
+            "source_memory_id": source,
+            "target_memory_id": target,
+            "relationship_type": validation.enum_member("relationship_type", RelationshipType, relationship_type),
+            "confidence": validation.check(MemoryRelationship, "confidence", confidence),
+            "notes": None if notes is None else validation.text("notes", notes),
+        }
+        statement = insert(MemoryRelationship).values(values)
+        statement = statement.on_conflict_do_update(
+            constraint="memory_relationships_edge_key",
+            set_={"confidence": statement.excluded.confidence, "notes": statement.excluded.notes},
+        )
+        found = await self._execute(
+            select(MemoryRelationship).from_statement(statement.returning(MemoryRelationship)), populate_existing=True
+        )
+        return cast("MemoryRelationship", found.scalars().one())
+
+    async def unrelate(
+        self, source: UUID, target: UUID, relationship_type: RelationshipType | str | None = None
+    ) -> int:
+        """Remove the edges from source to target, of one type or of all; return how many there were.
+
+        Example:
+            >>> a = (await memories.remember(agent_id=agent.id, content="Moved to Oslo.", category="episodic")).memory
+            >>> b = (await memories.remember(agent_id=agent.id, content="Lives in Oslo.", category="factual")).memory
+            >>> edge = await memories.relate(b.id, a.id, "derived_from")
+            >>> await memories.unrelate(b.id, a.id)
+            1
+        """
+        statement = delete(MemoryRelationship).where(
+            MemoryRelationship.org_id == self._tenant,
+            MemoryRelationship.source_memory_id == validation.uuid("source", source),
+            MemoryRelationship.target_memory_id == validation.uuid("target", target),
+        )
+        if relationship_type is not None:
+            kind = validation.enum_member("relationship_type", RelationshipType, relationship_type)
+            statement = statement.where(MemoryRelationship.relationship_type == kind)
+        return len((await self._execute(statement.returning(MemoryRelationship.id))).all())
+
+    async def neighbors(
+        self,
+        ident: UUID,
+        *,
+        depth: int = 1,
+        types: Iterable[RelationshipType | str] | None = None,
+        direction: Direction | str = Direction.BOTH,
+        limit: int = 100,
+    ) -> Sequence[Neighbor]:
+        """Return the memories within some edges of one, nearest first; ends in spite of cycles.
+
+        Forgotten memories are left out, though a way may lead through them.
+
+        Args:
+            ident: where to start; never among the neighbors.
+            depth: edges, 1 to 10.
+            types: follow edges of these types only.
+            direction: "out" from source to target, "in", or "both".
+            limit: how many at most, 1 to 1000.
+
+        Example:
+            >>> a = (await memories.remember(agent_id=agent.id, content="Moved to Oslo.", category="episodic")).memory
+            >>> b = (await memories.remember(agent_id=agent.id, content="Lives in Oslo.", category="factual")).memory
+            >>> edge = await memories.relate(b.id, a.id, "derived_from")
+            >>> [(n.memory.content, n.depth) for n in await memories.neighbors(b.id, depth=2)]
+            [('Moved to Oslo.', 1)]
+        """
+        parameters: dict[str, object] = {
+            "org_id": self._tenant,
+            "start": validation.uuid("id", ident),
+            "depth": validation.integer("depth", depth, 1, MAX_DEPTH),
+            "limit": limit_of(limit),
+        }
+        if types is not None:
+            given = [types] if isinstance(types, str) else list(types)
+            if not given:
+                raise InvalidInputError("types", [], "must not be empty: leave it out to follow every type")
+            parameters["types"] = [validation.enum_member("types", RelationshipType, kind).value for kind in given]
+        way = validation.enum_member("direction", Direction, direction)
+        rows = (await self._execute(_WALKS[cast("Direction", way), types is not None], parameters)).all()
+        found = {memory.id: memory for memory in await self.get_many([row[0] for row in rows])}
+        return [
+            Neighbor(found[near], steps, RelationshipType(kind), outgoing, via)
+            for near, steps, kind, outgoing, via in rows
+            if near in found
+        ]
+
+    async def current(self, ident: UUID) -> Memory:
+        """Return what holds today in a memory's place: the end of its chain of superseded_by and merged_into.
+
+        Raises:
+            NotFoundError: no such memory in this organization, or the end of the chain was forgotten.
+
+        Example:
+            >>> old = (await memories.remember(agent_id=agent.id, content="Lives in Rome.", category="factual")).memory
+            >>> new = await memories.supersede(old.id, by={
+            ...     "agent_id": agent.id, "content": "Lives in Oslo.", "category": "factual"})
+            >>> (await memories.current(old.id)).id == new.id
+            True
+        """
+        ident = validation.uuid("id", ident)
+        tip = (await self._execute(_TIP, {"org_id": self._tenant, "start": ident})).scalar_one_or_none()
+        if tip is None:
+            raise NotFoundError(Memory.__name__, ident)
+        return await self.get(tip)

@@ -1,0 +1,260 @@
+"""From one standing to another: statuses, pointers, relationships and versions move together or not at all.
+
+pending_review --approve--> active --archive--> archived --restore--> active
+                            active --supersede--> superseded --restore--> active
+                            active --merge--> merged --restore--> active
+any --forget--> (deleted) --restore--> as it was
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from uuid import UUID
+
+from sqlalchemy import delete
+from sqlalchemy.dialects.postgresql import insert
+
+from ibex_db_core import validation
+from ibex_db_core.errors import IllegalTransitionError, InvalidInputError
+from ibex_db_memory.drafts import MemoryDraft
+from ibex_db_memory.models import Memory, MemoryRelationship, MemoryStatus, RelationshipType, VersionOperation
+from ibex_db_memory.repositories.memory.changes import Changes, require
+from ibex_db_memory.repositories.memory.writing import Writing
+
+_POINTERS = {MemoryStatus.SUPERSEDED: "superseded_by", MemoryStatus.MERGED: "merged_into"}
+_LINKS = (RelationshipType.SUPERSEDES, RelationshipType.MERGED_FROM)
+
+
+class Lifecycle(Writing, Changes):
+    """Steps of a memory's life."""
+
+    async def supersede(
+        self,
+        ident: UUID,
+        *,
+        by: UUID | MemoryDraft | Mapping[str, object],
+        reason: str | None = None,
+        actor: UUID | None = None,
+    ) -> Memory:
+        """Have a newer memory take a memory's place, and return the newer one.
+
+        The old one becomes SUPERSEDED and points at its successor; the successor
+        SUPERSEDES it in the graph.  Of two supersessions at once one wins and the
+        other is told.
+
+        Args:
+            ident: the memory that no longer holds; ACTIVE.
+            by: its successor: the id of an ACTIVE memory, or a draft of a new one.
+            reason: for the version history.
+            actor: who decided, for the version history.
+
+        Raises:
+            NotFoundError: no such memory in this organization.
+            IllegalTransitionError: one of the two is not active.
+            InvalidInputError: a memory cannot supersede itself.
+
+        Example:
+            >>> old = (await memories.remember(agent_id=agent.id, content="Has a cat.", category="factual")).memory
+            >>> new = await memories.supersede(old.id, by={
+            ...     "agent_id": agent.id, "content": "Has a dog.", "category": "factual"})
+            >>> (await memories.current(old.id)).content
+            'Has a dog.'
+        """
+        async with self._change_recorded(reason=reason, actor=actor):
+            ident = validation.uuid("id", ident)
+            # Both are locked in one order, or A by B and B by A at once would wait for each other.
+            locked = await self._locked([ident, by] if isinstance(by, UUID) else [ident])
+            old = locked[ident]
+            require(old, [MemoryStatus.ACTIVE], "superseded")
+            successor = self._active(locked[by], "the successor") if isinstance(by, UUID) else await self._made(by)
+            if successor.id == old.id:
+                raise InvalidInputError("by", successor.id, "must be another memory: none supersedes itself")
+            old.status = MemoryStatus.SUPERSEDED
+            old.superseded_by = successor.id
+            await self._link(successor, [old], RelationshipType.SUPERSEDES)
+        return successor
+
+    async def merge(
+        self,
+        idents: Iterable[UUID],
+        *,
+        into: UUID | MemoryDraft | Mapping[str, object],
+        reason: str | None = None,
+        actor: UUID | None = None,
+    ) -> Memory:
+        """Put one memory in the place of several, and return it.
+
+        Each of the several becomes MERGED and points at it; it is MERGED_FROM
+        each in the graph.
+
+        Args:
+            idents: the memories to merge; ACTIVE.  The target itself may be among them.
+            into: the id of an ACTIVE memory, or a draft of a new one.
+            reason: for the version history.
+            actor: who decided, for the version history.
+
+        Raises:
+            NotFoundError: one of them is not in this organization.
+            IllegalTransitionError: one of them is not active.
+
+        Example:
+            >>> a = (await memories.remember(agent_id=agent.id, content="Likes tea.", category="factual")).memory
+            >>> b = (await memories.remember(agent_id=agent.id, content="Tea, please.", category="factual")).memory
+            >>> kept = await memories.merge([b.id], into=a.id, reason="said twice")
+            >>> (await memories.get(b.id)).status
+            <MemoryStatus.MERGED: 'merged'>
+        """
+        wanted = [validation.uuid("idents", ident) for ident in idents]
+        if not wanted:
+            raise InvalidInputError("idents", [], "must name at least one memory")
+        async with self._change_recorded(reason=reason, actor=actor):
+            # The target is locked with the others, in one order, or two merges could wait for each other.
+            both = [*wanted, into] if isinstance(into, UUID) else wanted
+            sources = dict(await self._locked(both))
+            for source in sources.values():
+                require(source, [MemoryStatus.ACTIVE], "merged")
+            target = sources[into] if isinstance(into, UUID) else await self._made(into)
+            sources.pop(target.id, None)
+            for source in sources.values():
+                source.status = MemoryStatus.MERGED
+                source.merged_into = target.id
+            await self._link(target, sources.values(), RelationshipType.MERGED_FROM)
+        return target
+
+    async def archive(self, ident: UUID, *, reason: str | None = None, actor: UUID | None = None) -> Memory:
+        """Set a memory aside: kept, but found only when archived ones are asked for.
+
+        Raises:
+            NotFoundError: no such memory in this organization.
+            IllegalTransitionError: it is neither active nor pending review.
+
+        Example:
+            >>> kept = await memories.remember(agent_id=agent.id, content="Old address.", category="factual")
+            >>> (await memories.archive(kept.memory.id)).status
+            <MemoryStatus.ARCHIVED: 'archived'>
+        """
+        allowed = [MemoryStatus.ACTIVE, MemoryStatus.PENDING_REVIEW]
+        return await self._step(
+            ident,
+            allowed=allowed,
+            to=MemoryStatus.ARCHIVED,
+            operation=VersionOperation.ARCHIVED,
+            reason=reason,
+            actor=actor,
+        )
+
+    async def approve(self, ident: UUID, *, reason: str | None = None, actor: UUID | None = None) -> Memory:
+        """Make a memory that was pending review an active one.
+
+        Raises:
+            NotFoundError: no such memory in this organization.
+            IllegalTransitionError: it is not pending review.
+            ConflictError: the agent has an active memory of the same content.
+
+        Example:
+            >>> kept = await memories.remember(
+            ...     agent_id=agent.id, content="Allergic to nuts?", category="factual", status="pending_review")
+            >>> (await memories.approve(kept.memory.id)).status
+            <MemoryStatus.ACTIVE: 'active'>
+        """
+        allowed = [MemoryStatus.PENDING_REVIEW]
+        return await self._step(
+            ident,
+            allowed=allowed,
+            to=MemoryStatus.ACTIVE,
+            operation=VersionOperation.APPROVED,
+            reason=reason,
+            actor=actor,
+        )
+
+    async def restore(self, ident: UUID, *, reason: str | None = None, actor: UUID | None = None) -> Memory:
+        """Bring back a memory: a forgotten one as it was, an archived, superseded or merged one as active.
+
+        The pointer to its successor and their relationship go; the successor itself stays.
+
+        Raises:
+            NotFoundError: no such memory in this organization.
+            IllegalTransitionError: it is active or pending review, so there is nothing to restore.
+            ConflictError: the agent has an active memory of the same content.
+
+        Example:
+            >>> kept = await memories.remember(agent_id=agent.id, content="Has a dog.", category="factual")
+            >>> await memories.forget(kept.memory.id)
+            >>> (await memories.restore(kept.memory.id)).deleted_at is None
+            True
+        """
+        async with self._change_recorded(reason=reason, actor=actor, operation=VersionOperation.RESTORED):
+            memory = (await self._locked([ident], include_deleted=True))[validation.uuid("id", ident)]
+            if memory.deleted_at is not None:
+                memory.deleted_at = None
+            else:
+                require(memory, [MemoryStatus.ARCHIVED, MemoryStatus.SUPERSEDED, MemoryStatus.MERGED], "active")
+                for status, pointer in _POINTERS.items():
+                    if memory.status is status:
+                        await self._unlink(getattr(memory, pointer), memory.id)
+                        setattr(memory, pointer, None)
+                memory.status = MemoryStatus.ACTIVE
+        return memory
+
+    async def forget(self, ident: UUID) -> None:
+        """Delete a memory softly: nothing finds it, restore() brings it back, erase() ends it.
+
+        Raises:
+            NotFoundError: no such memory, or forgotten already.
+
+        Example:
+            >>> kept = await memories.remember(agent_id=agent.id, content="Parked on P2.", category="episodic")
+            >>> await memories.forget(kept.memory.id)
+            >>> await memories.get_or_none(kept.memory.id) is None
+            True
+        """
+        await self.delete(ident)
+
+    async def _step(
+        self,
+        ident: UUID,
+        *,
+        allowed: Sequence[MemoryStatus],
+        to: MemoryStatus,
+        operation: VersionOperation,
+        reason: str | None,
+        actor: UUID | None,
+    ) -> Memory:
+        async with self._change_recorded(reason=reason, actor=actor, operation=operation):
+            memory = (await self._locked([ident]))[validation.uuid("id", ident)]
+            require(memory, allowed, to.value)
+            memory.status = to
+        return memory
+
+    async def _made(self, draft: MemoryDraft | Mapping[str, object]) -> Memory:
+        """Return the memory that a draft makes, or the active one that says the same already."""
+        outcome = (await self.remember_many([draft])).outcomes[0]
+        return self._active(await self.get(outcome.id), "the new memory")
+
+    @staticmethod
+    def _active(memory: Memory, role: str) -> Memory:
+        if memory.status is not MemoryStatus.ACTIVE:
+            raise IllegalTransitionError(f"memory {memory.id}", memory.status.value, role, "it must be active")
+        return memory
+
+    async def _link(self, source: Memory, targets: Iterable[Memory], kind: RelationshipType) -> None:
+        edges = [
+            {
+                "org_id": source.org_id,
+                "source_memory_id": source.id,
+                "target_memory_id": target.id,
+                "relationship_type": kind,
+            }
+            for target in targets
+        ]
+        if edges:  # somebody may have drawn the same edge by hand
+            await self._execute(insert(MemoryRelationship).values(edges).on_conflict_do_nothing())
+
+    async def _unlink(self, source: UUID | None, target: UUID) -> None:
+        if source is not None:
+            await self._execute(
+                delete(MemoryRelationship).where(
+                    MemoryRelationship.org_id == self._tenant,
+                    MemoryRelationship.source_memory_id == source,
+                    MemoryRelationship.target_memory_id == target,
+                    MemoryRelationship.relationship_type.in_(_LINKS),
+                )
+            )

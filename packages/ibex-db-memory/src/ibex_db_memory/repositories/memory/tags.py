@@ -1,0 +1,138 @@
+"""Labels of memories, and how many memories carry each."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from uuid import UUID
+
+from sqlalchemy import ARRAY, Text, Uuid, bindparam, delete, func, select, text
+from sqlalchemy.dialects.postgresql import insert
+
+from ibex_db_core import validation
+from ibex_db_core.errors import InvalidInputError
+from ibex_db_core.repository import BaseRepository
+from ibex_db_memory.content import normalise_tag
+from ibex_db_memory.drafts import check_tags
+from ibex_db_memory.models import Memory, MemoryStatus, MemoryTag
+from ibex_db_memory.search.filters import limit_of
+
+
+@dataclass(frozen=True, slots=True)
+class TagCount:
+    """A tag, and how many active memories carry it."""
+
+    tag: str
+    count: int
+
+
+# Both tags on one memory become one, hence the insert that may find it done.
+_RENAME = text(
+    """
+    WITH gone AS (
+        DELETE FROM ibex_core.memory_tags WHERE org_id = :org_id AND tag = :old RETURNING memory_id
+    ), renamed AS (
+        INSERT INTO ibex_core.memory_tags (org_id, memory_id, tag)
+        SELECT :org_id, memory_id, :new FROM gone ORDER BY memory_id
+        ON CONFLICT (org_id, memory_id, tag) DO NOTHING
+    )
+    SELECT count(*) FROM gone
+    """
+).bindparams(bindparam("org_id", type_=Uuid()), bindparam("old", type_=Text()), bindparam("new", type_=Text()))
+
+
+class Tags(BaseRepository[Memory]):
+    """Tagging an organization's memories."""
+
+    model = Memory
+
+    async def tag(self, ident: UUID, *tags: str) -> Sequence[str]:
+        """Put tags on a memory; return those that it did not have yet, normalised.
+
+        Raises:
+            InvalidInputError: no tag, or one that is blank or too long.
+            ForeignKeyError: no such memory in this organization.
+
+        Example:
+            >>> kept = await memories.remember(agent_id=agent.id, content="Sings alto.", category="factual")
+            >>> await memories.tag(kept.memory.id, "Music", "choir")
+            ['choir', 'music']
+        """
+        ident = validation.uuid("id", ident)
+        rows = [{"org_id": self._tenant, "memory_id": ident, "tag": tag} for tag in _some(tags)]
+        statement = (
+            insert(MemoryTag)
+            .values(rows)
+            .on_conflict_do_nothing(constraint="memory_tags_tag_key")
+            .returning(MemoryTag.tag)
+        )
+        return sorted((await self._execute(statement)).scalars())
+
+    async def untag(self, ident: UUID, *tags: str) -> Sequence[str]:
+        """Take tags off a memory; return those that it had, normalised.
+
+        Example:
+            >>> kept = await memories.remember(
+            ...     agent_id=agent.id, content="Sings alto.", category="factual", tags=["music"])
+            >>> await memories.untag(kept.memory.id, "MUSIC", "choir")
+            ['music']
+        """
+        statement = delete(MemoryTag).where(
+            MemoryTag.org_id == self._tenant,
+            MemoryTag.memory_id == validation.uuid("id", ident),
+            MemoryTag.tag == func.any(bindparam("tags", list(_some(tags)), type_=ARRAY(Text()))),
+        )
+        return sorted((await self._execute(statement.returning(MemoryTag.tag))).scalars())
+
+    async def tags(self, *, agent_id: UUID | None = None, limit: int = 100) -> Sequence[TagCount]:
+        """Return the tags of active memories and how many carry each, the most used first.
+
+        Args:
+            agent_id: of this agent's memories; None: of all.
+            limit: how many tags, 1 to 1000.
+
+        Example:
+            >>> kept = await memories.remember(
+            ...     agent_id=agent.id, content="Sings alto.", category="factual", tags=["music"])
+            >>> await memories.tags()
+            [TagCount(tag='music', count=1)]
+        """
+        count = func.count().label("count")
+        statement = (
+            select(MemoryTag.tag, count)
+            .join(Memory, (Memory.org_id == MemoryTag.org_id) & (Memory.id == MemoryTag.memory_id))
+            .where(
+                MemoryTag.org_id == self._tenant,
+                Memory.org_id == self._tenant,
+                Memory.deleted_at.is_(None),
+                Memory.status == MemoryStatus.ACTIVE,
+            )
+            .group_by(MemoryTag.tag)
+            .order_by(count.desc(), MemoryTag.tag)
+            .limit(limit_of(limit))
+        )
+        if agent_id is not None:
+            statement = statement.where(Memory.agent_id == validation.uuid("agent_id", agent_id))
+        return [TagCount(*row) for row in (await self._execute(statement)).all()]
+
+    async def rename_tag(self, old: str, new: str) -> int:
+        """Rename a tag on every memory of the organization, in one statement; return how many carried it.
+
+        Where a memory has both, one remains.
+
+        Example:
+            >>> kept = await memories.remember(
+            ...     agent_id=agent.id, content="Sings alto.", category="factual", tags=["musik"])
+            >>> await memories.rename_tag("musik", "music")
+            1
+        """
+        before, after = normalise_tag(old), normalise_tag(new)
+        if before == after:
+            raise InvalidInputError("new", new, f"must be another tag than {before!r}")
+        result = await self._execute(_RENAME, {"org_id": self._tenant, "old": before, "new": after})
+        return int(result.scalar_one())
+
+
+def _some(tags: Iterable[str]) -> Sequence[str]:
+    found = check_tags(tags)
+    if not found:
+        raise InvalidInputError("tags", [], "must name at least one tag")
+    return found

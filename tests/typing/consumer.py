@@ -1,0 +1,132 @@
+"""A consumer's file: what the verbs give, as a service's type checker sees it.
+
+Never run; `tests/test_typing.py` has mypy and pyright, both strict, read it against the
+installed wheels.
+"""
+
+from collections.abc import Sequence
+from datetime import datetime
+from decimal import Decimal
+from typing import assert_type
+from uuid import UUID
+
+from sqlalchemy import select
+
+from ibex_db import (
+    Agent,
+    AgentRepository,
+    Checkpoint,
+    Database,
+    Hit,
+    Hits,
+    HotMemory,
+    IssuedToken,
+    Kept,
+    Memory,
+    MemoryCategory,
+    MemoryDraft,
+    MemoryRepository,
+    MemoryTag,
+    MemoryVersion,
+    Organization,
+    OrganizationTier,
+    Page,
+    RememberedMany,
+    Revision,
+    ScopedSession,
+    Session,
+    SessionRepository,
+    TokenRepository,
+)
+
+
+async def sessions(org_id: UUID) -> None:
+    async with Database.from_env() as db:
+        assert_type(db, Database)
+        assert_type(await db.upgrade(), list[Revision])
+        async with db.platform(reason="sign-up") as session:
+            assert_type(session, ScopedSession)
+        async with db.tenant(org_id, read_only=True) as session:
+            assert_type(session, ScopedSession)
+            assert_type(await session.get(Agent, org_id), Agent | None)
+            assert_type((await session.scalars(select(Memory.content))).all(), Sequence[str])
+
+
+async def unit_of_work(session: ScopedSession, agent_id: UUID, *, limit: int) -> Sequence[Hit]:
+    return (await MemoryRepository(session).search(agent_id=agent_id, embedding=[1.0], limit=limit))[:limit]
+
+
+async def retried(db: Database, org_id: UUID) -> None:
+    assert_type(await db.run(org_id, unit_of_work, org_id, limit=3), Sequence[Hit])
+
+
+async def rows(session: ScopedSession, ident: UUID) -> None:
+    agents = AgentRepository(session)
+    assert_type(await agents.get(ident), Agent)
+    assert_type(await agents.get_or_none(ident), Agent | None)
+    assert_type(await agents.get_many([ident]), Sequence[Agent])
+    assert_type(await agents.list(Agent.name == "Support", limit=10), Page[Agent])
+    assert_type(await agents.find(), Sequence[Agent])
+    assert_type(await agents.add(Agent(name="Support", slug="support")), Agent)
+    assert_type(await agents.update(ident, name="Help"), Agent)
+    assert_type(await agents.count(), int)
+    assert_type(await agents.exists(), bool)
+    assert_type(await agents.by_slug("support"), Agent | None)
+    async for agent in agents.stream():
+        assert_type(agent, Agent)
+
+    page = await agents.list()
+    assert_type(page.items, Sequence[Agent])
+    assert_type(page.next_cursor, str | None)
+
+
+async def memories(session: ScopedSession, agent_id: UUID, vector: list[float]) -> None:
+    memories = MemoryRepository(session)
+    kept = await memories.remember(agent_id=agent_id, content="Tea.", category="preference", embedding=vector)
+    assert_type(kept, Kept)
+    assert_type(kept.memory, Memory)
+    assert_type(kept.created, bool)
+    many = await memories.remember_many(
+        [MemoryDraft(agent_id=agent_id, content="Tea.", category=MemoryCategory.PREFERENCE)]
+    )
+    assert_type(many, RememberedMany)
+    assert_type(many.outcomes[0].id, UUID)
+
+    hits = await memories.search(agent_id=agent_id, embedding=vector, limit=10)
+    assert_type(hits, Hits)
+    assert_type(hits[0], Hit)
+    assert_type(hits[0].memory, Memory)
+    assert_type(hits[0].score, float)
+    assert_type(hits[0].similarity, float | None)
+    assert_type(await memories.find_similar(vector), Hits)
+    assert_type(await memories.hot(agent_id), Sequence[HotMemory])
+    assert_type(await memories.history(hits[0].memory.id), Sequence[MemoryVersion])
+    assert_type(await memories.record_retrieval(hit.memory.id for hit in hits), int)
+    assert_type(await memories.get(agent_id), Memory)
+
+
+def columns(memory: Memory, organization: Organization) -> None:
+    assert_type(memory.id, UUID)
+    assert_type(memory.org_id, UUID)
+    assert_type(memory.embedding, list[float] | None)
+    assert_type(memory.category, MemoryCategory)
+    assert_type(memory.confidence, Decimal)
+    assert_type(memory.expires_at, datetime | None)
+    assert_type(memory.metadata_, dict[str, object])
+    assert_type(memory.tags, list[MemoryTag])
+    assert_type(memory.agent, Agent)
+    assert_type(organization.tier, OrganizationTier)
+
+
+async def runs(session: ScopedSession, agent_id: UUID) -> None:
+    sessions = SessionRepository(session)
+    run = await sessions.start(agent_id=agent_id)
+    assert_type(run, Session)
+    assert_type(await sessions.checkpoint(run.id, {"turn": 1}), Checkpoint)
+    assert_type(await sessions.latest_checkpoint(run.id), Checkpoint | None)
+
+
+async def tokens(session: ScopedSession, user_id: UUID) -> None:
+    issued = await TokenRepository(session).issue(name="laptop", user_id=user_id)
+    assert_type(issued, IssuedToken)
+    assert_type(issued.plaintext, str)
