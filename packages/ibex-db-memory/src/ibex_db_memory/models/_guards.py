@@ -75,7 +75,7 @@ MEMORIES = Guards(
     functions=(_FIRST_VERSION, _NEXT_VERSION),
     # Room on each page for new versions of its rows: an update that finds none
     # leaves the page and enters every index anew, the vector index first.
-    fillfactor=70,
+    fillfactor=60,
     # Past 2 kB a row pushes its vector out of line, and exact scans take 3.5 times as long.
     storage={"embedding": "MAIN"},
 )
