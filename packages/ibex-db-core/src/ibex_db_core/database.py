@@ -36,6 +36,7 @@ from ibex_db_core.translation import translate
 from ibex_db_core.url import parse
 
 if TYPE_CHECKING:
+    from ibex_db_core.doctor import Report
     from ibex_db_core.embedded import EmbeddedPostgres
 
 P = ParamSpec("P")
@@ -360,13 +361,32 @@ class Database:
     @asynccontextmanager
     async def migrator(self) -> AsyncGenerator[Migrator]:
         """Give the migrations of the installed wheels, on a connection of the owner's login."""
+        async with self._owner_engine("Migrations are") as engine:
+            yield Migrator(engine)
+
+    async def doctor(self) -> "Report":
+        """Audit the live database, other people's changes included; see ibex_db_core.doctor.
+
+        Runs on a connection of the owner's login, in one read-only transaction.
+
+        Raises:
+            MigrationError: there is no ibex_core schema, or the login may not read it.
+        """
+        from ibex_db_core.doctor import examine
+
+        async with self._owner_engine("The audit is") as engine, engine.connect() as connection:
+            await connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY"))
+            return await connection.run_sync(examine)
+
+    @asynccontextmanager
+    async def _owner_engine(self, what: str) -> AsyncGenerator[AsyncEngine]:
         await self.open()
         engine = create_engine(self._owner_url or self._url, self._settings.for_migrations())
         try:
-            yield Migrator(engine)
+            yield engine
         except AccessDeniedError as exc:
             raise MigrationError(
-                f"{exc}. Migrations are the owner's work: name a member of {OWNER_ROLE} in owner_url (IBEX_OWNER_URL)"
+                f"{exc}. {what} the owner's work: name a member of {OWNER_ROLE} in owner_url (IBEX_OWNER_URL)"
             ) from exc
         except Exception as exc:
             if (ours := translate(exc)) is not None and ours is not exc:
