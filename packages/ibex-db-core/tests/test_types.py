@@ -165,13 +165,26 @@ def test_more_dimensions_than_pgvector_holds_are_refused_where_the_column_sets_n
         pack_vector([1.0] * 70_000)
 
 
-@given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=50).filter(any))
+FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
+
+
+def _largest(numbers: list[float]) -> float:
+    return max(abs(number) for number in numbers)
+
+
+@given(st.lists(FLOATS, min_size=1, max_size=50).filter(lambda numbers: 1e-15 <= _largest(numbers) <= 1e16))
 def test_packing_keeps_every_float32(numbers: list[float]) -> None:
     packed = pack_vector(numbers)
 
     assert packed.to_list() == numbers
     assert packed == pgvector.Vector(numbers)
     assert pgvector.Vector.from_binary(packed.to_binary()).to_list() == numbers
+
+
+@given(st.lists(FLOATS, min_size=1, max_size=50).filter(lambda numbers: not 1e-15 <= _largest(numbers) <= 1e16))
+def test_a_vector_that_pgvector_could_not_measure_is_refused(numbers: list[float]) -> None:
+    with pytest.raises(InvalidInputError):
+        pack_vector(numbers)
 
 
 def test_a_vector_column_says_its_dimension_in_ddl() -> None:
