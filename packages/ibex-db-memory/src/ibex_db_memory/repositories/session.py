@@ -14,7 +14,7 @@ from ibex_db_memory.errors import CheckpointDamagedError
 from ibex_db_memory.models import Checkpoint, Session, SessionStatus
 from ibex_db_memory.state import canonical_state, state_hash
 
-_CHECKPOINT = (
+_CHECKPOINT = select(Checkpoint).from_statement(
     text(
         """
     WITH numbered AS (
@@ -90,7 +90,7 @@ class SessionRepository(BaseRepository[Session]):
             "hash": state_hash(state),
             "size": len(canonical_state(state)),
         }
-        result = await self._execute(select(Checkpoint).from_statement(_CHECKPOINT), parameters)
+        result = await self._execute(_CHECKPOINT, parameters)
         checkpoint = result.scalars().one_or_none()
         if checkpoint is None:
             raise NotFoundError(Session.__name__, session_id)
