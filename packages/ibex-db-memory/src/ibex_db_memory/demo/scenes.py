@@ -13,7 +13,7 @@ from ibex_db_core.errors import AccessDeniedError
 from ibex_db_core.tenant import ScopedSession
 from ibex_db_memory.content import content_hash
 from ibex_db_memory.demo.claim import Claim
-from ibex_db_memory.demo.corpus import Scope
+from ibex_db_memory.demo.questions import Scope
 from ibex_db_memory.demo.storing import Stored
 from ibex_db_memory.models import Memory, MemoryCategory, MemoryVersion
 from ibex_db_memory.repositories import MemoryRepository
