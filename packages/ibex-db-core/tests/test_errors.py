@@ -11,6 +11,7 @@ from ibex_db_core.errors import (
     ConflictError,
     DatabaseError,
     IbexError,
+    IllegalTransitionError,
     InvalidInputError,
     NotFoundError,
     TenantMismatchError,
@@ -27,6 +28,7 @@ EXAMPLES: dict[str, IbexError] = {
     "TenantMismatchError": TenantMismatchError(ACME, GLOBEX, "Bot"),
     "InvalidInputError": InvalidInputError("rank", 101, "must lie in [-100, 100]", index=3),
     "NotFoundError": NotFoundError("Bot", ACME),
+    "IllegalTransitionError": IllegalTransitionError("memory 1", "archived", "superseded", "restore it first"),
     "ConflictError": ConflictError(
         "taken", constraint="bots_slug_live", table="bots", values={"slug": "robin"}, sqlstate="23505"
     ),

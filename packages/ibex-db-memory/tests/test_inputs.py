@@ -149,7 +149,8 @@ async def test_remember_refuses_it(memories: MemoryRepository, sent: Sent, draft
 async def test_a_threshold_without_a_vector_is_refused(
     memories: MemoryRepository, sent: Sent, draft: dict[str, Any]
 ) -> None:
-    error = await refused(sent, lambda: memories.remember(**{**draft, "embedding": None}, near_duplicate_threshold=0.9))
+    draft |= {"embedding": None, "near_duplicate_threshold": 0.9}
+    error = await refused(sent, lambda: memories.remember(**draft))
 
     assert error.field == "embedding"
 

@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import selectinload, undefer
 
 from ibex_db_core.database import Database
-from ibex_db_core.errors import ConflictError, ForeignKeyError
+from ibex_db_core.errors import ConflictError, DatabaseError, ForeignKeyError
 from ibex_db_core.tenant import ScopedSession
 from ibex_db_core.testing import TestDatabase
 from ibex_db_memory import (
@@ -339,6 +339,32 @@ async def test_pending_objects_are_known_already(session: ScopedSession, agent_i
 
     assert not kept.created
     assert kept.memory is mine
+
+
+async def test_a_failure_that_was_caught_is_told_at_the_end_for_it_undid_the_rest(
+    ibex_db: Database, org_id: UUID, agent_id: UUID, rival_agent_id: UUID
+) -> None:
+    with pytest.raises(DatabaseError, match="nothing was committed"):
+        async with ibex_db.tenant(org_id) as session:
+            await tea(MemoryRepository(session), agent_id)
+            with pytest.raises(ForeignKeyError):
+                await tea(MemoryRepository(session), rival_agent_id)
+
+    async with ibex_db.tenant(org_id) as session:
+        assert await MemoryRepository(session).count() == 0
+
+
+async def test_a_failure_within_a_savepoint_undoes_itself_only(
+    ibex_db: Database, org_id: UUID, agent_id: UUID, rival_agent_id: UUID
+) -> None:
+    async with ibex_db.tenant(org_id) as session:
+        await tea(MemoryRepository(session), agent_id)
+        with pytest.raises(ForeignKeyError):
+            async with session.begin_nested():
+                await tea(MemoryRepository(session), rival_agent_id)
+
+    async with ibex_db.tenant(org_id) as session:
+        assert await MemoryRepository(session).count() == 1
 
 
 # -- many writers at once

@@ -27,6 +27,7 @@ from ibex_db_core.errors import (
     TransientError,
     UnsafeRoleError,
 )
+from ibex_db_core.identity import Authenticator, TokenIdentity, load_authenticator
 from ibex_db_core.migrations import Migrator, Revision
 from ibex_db_core.policies import APP_ROLE, OWNER_ROLE, PLATFORM_ROLE, SEARCH_ROLE
 from ibex_db_core.provisioning import DATABASE, PLATFORM_LOGIN, SERVICE_LOGIN, Cluster
@@ -80,6 +81,7 @@ class Database:
         self._embedded: EmbeddedPostgres | None = None
         self._engine: AsyncEngine | None = None
         self._platform_engine: AsyncEngine | None = None
+        self._authenticator: Authenticator | None = None
         self._opening = asyncio.Lock()
         self._verified = False
         self._closed = False
@@ -154,7 +156,14 @@ class Database:
         return self
 
     async def close(self) -> None:
-        """Close every pool and let go of the embedded server.  Idempotent."""
+        """Write what is still to be counted, close every pool and let go of the embedded server.  Idempotent."""
+        try:
+            if self._authenticator is not None and not self._closed:
+                await self._authenticator.flush(self)
+        finally:
+            await self._close()
+
+    async def _close(self) -> None:
         self._closed = True
         for engine in (self._engine, self._platform_engine):
             if engine is not None:
@@ -252,6 +261,34 @@ class Database:
                 async with self.tenant(org_id) as session:
                     return await work(session, *args, **kwargs)
         raise AssertionError("stamina re-raises the last failure")  # pragma: no cover
+
+    async def authenticate(self, plaintext: str) -> TokenIdentity:
+        """Return whom a token speaks for.
+
+        One transaction of the organization that the token names, with one
+        statement: three round trips, for a valid token and for every other, so
+        that neither the error nor the time tells why one is refused.  What is
+        no token at all (its checksum is wrong, which anybody can see) is
+        refused without a query.
+
+        Example:
+            >>> async with db.tenant(org.id) as session:
+            ...     tokens = TokenRepository(session)
+            ...     issued = await tokens.issue(name="Laptop", user_id=user.id, permissions=0b101)
+            >>> identity = await db.authenticate(issued.plaintext)
+            >>> identity.user_id == user.id
+            True
+            >>> identity.allows(0b100), identity.allows(0b010)
+            (True, False)
+
+        Raises:
+            InvalidTokenError: malformed, unknown, expired or revoked, or of an organization, user or
+                agent that is suspended, archived or deleted; which of these is never told.
+            ImportError: the tenancy wheel is not installed.
+        """
+        if self._authenticator is None:
+            self._authenticator = load_authenticator()
+        return await self._authenticator.authenticate(self, plaintext)
 
     @asynccontextmanager
     async def _transaction(self, session: ScopedSession) -> AsyncGenerator[ScopedSession]:

@@ -1,7 +1,6 @@
 """A server made ready for services: databases, roles, and logins that are nothing but members of one role."""
 
 import hashlib
-import secrets
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -19,6 +18,8 @@ if TYPE_CHECKING:
 DATABASE = "ibex"
 SERVICE_LOGIN = "ibex_service"
 PLATFORM_LOGIN = "ibex_platform_service"
+
+_LOGINS_LOCK = 0x1BEC_DB02
 
 
 @dataclass(frozen=True)
@@ -39,13 +40,13 @@ class Cluster:
         admin = make_url(server.url(tcp=tcp))
         if not tcp:
             return cls(admin)
-        # Made from the superuser's, so that addresses stay good from one run to the next without a file to keep.
-        return cls(admin, hashlib.sha256(f"ibex-db logins {admin.password}".encode()).hexdigest()[:32])
+        return cls(admin, _password_of_logins(admin))
 
     @classmethod
     def at(cls, url: str) -> "Cluster":
-        """Use any server; its logins are given a password of this run."""
-        return cls(parse(url).url.set(drivername="postgresql"), secrets.token_urlsafe(16))
+        """Use any server; whoever knows this address of it agrees on the password of its logins."""
+        admin = parse(url).url.set(drivername="postgresql")
+        return cls(admin, _password_of_logins(admin))
 
     def url(self, database: str, *, user: str | None = None) -> URL:
         """Return the address of a database, for the superuser or for one of our logins."""
@@ -66,7 +67,9 @@ class Cluster:
     async def create_logins(self) -> None:
         """Make the roles and a login for each kind of work.  Idempotent, and safe beside another process's."""
         password = f" PASSWORD '{self.password}'" if self.password else ""
-        statements = create_roles()
+        # Roles belong to the whole server, and two sessions that alter one at a
+        # time fail; the lock goes with the connection.
+        statements = [f"SELECT pg_advisory_lock({_LOGINS_LOCK})", *create_roles()]
         for login, role in ((SERVICE_LOGIN, APP_ROLE), (PLATFORM_LOGIN, PLATFORM_ROLE)):
             statements.append(
                 f"DO $$ BEGIN CREATE ROLE {login} LOGIN IN ROLE {role}; "
@@ -94,6 +97,12 @@ class Cluster:
                 await connection.execute(statement)
         finally:
             await connection.close()
+
+
+def _password_of_logins(admin: URL) -> str:
+    """Make the logins' password from the superuser's: one run, or one process, never locks another out."""
+    secret = admin.password or admin.render_as_string(hide_password=False)
+    return hashlib.sha256(f"ibex-db logins {secret}".encode()).hexdigest()[:32]
 
 
 def replace_login(address: URL, user: str, password: str | None) -> URL:

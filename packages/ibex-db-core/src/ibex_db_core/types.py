@@ -33,10 +33,9 @@ BINARY_VECTORS = "ibex_binary_vectors"
 
 # pgvector sums squares and products in float32. A vector whose largest number lies
 # beyond these has sums that under- or overflow, and cosine distances of NaN, or wrong ones.
-_LEAST, _MOST = 1e-15, 1e16
+_SMALLEST, _LARGEST = 1e-15, 1e16
 
-
-_MOST = 16_000  # pgvector's own limit
+_MOST_DIMENSIONS = 16_000  # pgvector's own limit
 
 
 def pack_vector(value: VectorLike, *, dim: int | None = None, field: str = "embedding") -> pgvector.Vector:
@@ -65,8 +64,10 @@ def pack_vector(value: VectorLike, *, dim: int | None = None, field: str = "embe
             floats = array("f", value)
         except (TypeError, ValueError, OverflowError) as exc:
             raise InvalidInputError(field, value, "must be a sequence of float32 numbers") from exc
-        if len(floats) > _MOST:
-            raise InvalidInputError(field, f"{len(floats)} numbers", f"must have at most {_MOST:,} dimensions")
+        if len(floats) > _MOST_DIMENSIONS:
+            raise InvalidInputError(
+                field, f"{len(floats)} numbers", f"must have at most {_MOST_DIMENSIONS:,} dimensions"
+            )
         numbers = floats
         packed = _from_array(floats)
     if not numbers:
@@ -76,13 +77,13 @@ def pack_vector(value: VectorLike, *, dim: int | None = None, field: str = "embe
     # Sums of float32 cannot overflow a double, so one sum tells whether any is NaN or infinite.
     if not math.isfinite(sum(numbers)):
         raise InvalidInputError(field, "NaN or infinity", "must hold finite float32 numbers only")
-    highest, lowest = max(numbers, default=0.0), min(numbers, default=0.0)
+    highest, lowest = max(numbers), min(numbers)
     largest = max(highest, -lowest)
     if not largest:
         raise InvalidInputError(field, "all zeros", "must not be the zero vector: its cosine distance is undefined")
-    if not _LEAST <= largest <= _MOST:
+    if not _SMALLEST <= largest <= _LARGEST:
         raise InvalidInputError(
-            field, f"{largest:.1e}", f"must have its largest number in [{_LEAST:.0e}, {_MOST:.0e}]: normalise it"
+            field, f"{largest:.1e}", f"must have its largest number in [{_SMALLEST:.0e}, {_LARGEST:.0e}]: normalise it"
         )
     return packed
 

@@ -36,7 +36,7 @@ from ibex_db_memory.repositories import (
     SessionRepository,
     TagCount,
 )
-from ibex_db_memory.search import HALF_LIFE_DAYS, Hit, Hits, HotMemory, HotWeights, Plan, ScoreParts
+from ibex_db_memory.search import HALF_LIFE_DAYS, Hit, HitParts, Hits, HotMemory, HotWeights, Plan, ScoreParts
 from ibex_db_memory.state import state_hash
 
 __all__ = [
@@ -50,6 +50,7 @@ __all__ = [
     "CheckpointDamagedError",
     "Direction",
     "Hit",
+    "HitParts",
     "Hits",
     "HotMemory",
     "HotWeights",

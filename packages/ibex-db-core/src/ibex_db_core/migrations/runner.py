@@ -1,9 +1,11 @@
 """Run the migrations of every installed wheel, over one connection, under one advisory lock."""
 
+import asyncio
 import io
+import threading
 import warnings
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import redirect_stdout
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager, redirect_stdout
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from importlib.resources import files
@@ -33,6 +35,10 @@ WHEELS_GROUP = "ibex_db.wheels"
 # One number for "somebody migrates an ibex_core schema in this database".
 # Session level, since every revision commits on its own.
 _LOCK = 0x1BEC_DB01
+
+# Alembic's `op` and `context` are one for the whole process: two databases that
+# migrate at once would run each other's statements.
+_ALEMBIC = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,14 +221,18 @@ class Migrator:
         """Return the SQL of a full upgrade, without a database.
 
         Raises:
-            MigrationError: there is no such revision.
+            MigrationError: there is no such revision, or a migration is running in this process.
         """
         output = io.StringIO()
-        with redirect_stdout(output):  # Alembic prints to both, by the option
-            try:
+        if not _ALEMBIC.acquire(blocking=False):
+            raise MigrationError("a migration is running in this process: print its SQL before or after")
+        try:
+            with redirect_stdout(output):  # Alembic prints to both, by the option
                 command.upgrade(_config(output), revision, sql=True)
-            except CommandError as exc:
-                raise _unknown(exc) from exc
+        except CommandError as exc:
+            raise _unknown(exc) from exc
+        finally:
+            _ALEMBIC.release()
         return output.getvalue()
 
     async def _locked(self, run: Callable[[Connection], T]) -> T:
@@ -230,9 +240,11 @@ class Migrator:
             await connection.execute(text(f"SELECT pg_advisory_lock({_LOCK})"))
             await connection.commit()
             try:
-                return await connection.run_sync(run)
+                async with _alembic_to_itself():
+                    return await connection.run_sync(run)
             finally:
                 await connection.rollback()
+                await connection.execute(text("RESET row_security"))
                 await connection.execute(text(f"SELECT pg_advisory_unlock({_LOCK})"))
                 await connection.commit()
 
@@ -253,6 +265,17 @@ def _unknown(exc: CommandError) -> MigrationError:
         f"{exc}. Nothing was changed. `ibex-db current` lists the revisions of the installed wheels; "
         "one that they lack is in another version of them"
     )
+
+
+@asynccontextmanager
+async def _alembic_to_itself() -> AsyncGenerator[None]:
+    """Wait until no other migration runs in this process, on whichever loop or thread, and keep others waiting."""
+    while not _ALEMBIC.acquire(blocking=False):  # noqa: ASYNC110 - an asyncio.Event belongs to one loop
+        await asyncio.sleep(0.01)
+    try:
+        yield
+    finally:
+        _ALEMBIC.release()
 
 
 def _applied(connection: Connection) -> set[str]:

@@ -61,14 +61,13 @@ class HotWeights:
         """
         for name in _PARTS:
             validation.number(name, getattr(self, name), 0, 1)
-        given: object = self.half_life_days
-        if given is None:
-            return
-        if not isinstance(given, Mapping):
+        given = cast("object", self.half_life_days)
+        if given is not None and not isinstance(given, Mapping):
             raise InvalidInputError("half_life_days", given, "must be a mapping of categories to days")
-        for category, days in cast("Mapping[object, object]", given).items():
+        for category, days in (self.half_life_days or {}).items():
             validation.enum_member("half_life_days", MemoryCategory, category)
-            validation.number("half_life_days", days, _SHORTEST_HALF_LIFE, math.inf)
+            if validation.number("half_life_days", days, 0, math.inf) < _SHORTEST_HALF_LIFE:
+                raise InvalidInputError("half_life_days", days, f"must be at least {_SHORTEST_HALF_LIFE} days")
 
     @property
     def parameters(self) -> Mapping[str, object]:

@@ -3,7 +3,7 @@
 import hashlib
 from datetime import datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Final, cast
 from uuid import UUID
 
 from sqlalchemy import CheckConstraint, Index, String, UniqueConstraint, text
@@ -59,6 +59,18 @@ class DirectiveVersionStatus(StrEnum):
     ACTIVE = "active"
     DEPRECATED = "deprecated"
     REVOKED = "revoked"
+
+
+VERSION_STEPS: Final = {
+    DirectiveVersionStatus.DRAFT: frozenset(
+        {DirectiveVersionStatus.REVIEW, DirectiveVersionStatus.ACTIVE, DirectiveVersionStatus.REVOKED}
+    ),
+    DirectiveVersionStatus.REVIEW: frozenset({DirectiveVersionStatus.ACTIVE, DirectiveVersionStatus.REVOKED}),
+    DirectiveVersionStatus.ACTIVE: frozenset({DirectiveVersionStatus.DEPRECATED, DirectiveVersionStatus.REVOKED}),
+    DirectiveVersionStatus.DEPRECATED: frozenset({DirectiveVersionStatus.ACTIVE, DirectiveVersionStatus.REVOKED}),
+    DirectiveVersionStatus.REVOKED: frozenset[DirectiveVersionStatus](),
+}
+"""Which statuses may follow a status; who needs no review activates a draft at once, and REVOKED is the end."""
 
 
 def content_hash(content: str) -> str:
