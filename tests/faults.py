@@ -180,6 +180,11 @@ GRANTS = [
         "CREATE ROLE doctor_analyst; GRANT SELECT ON ibex_core.users TO doctor_analyst",
     ),
     Fault("grant-missing", "ibex_core.users to ibex_app", "REVOKE DELETE ON ibex_core.users FROM ibex_app"),
+    Fault(
+        "grant-missing",
+        "ibex_core.memories.search_vector to ibex_search",
+        "REVOKE SELECT (search_vector) ON ibex_core.memories FROM ibex_search",
+    ),
     Fault("grant-missing", "ibex_core to ibex_app", "REVOKE USAGE ON SCHEMA ibex_core FROM ibex_app"),
     Fault(
         "grant-default",
@@ -332,6 +337,10 @@ TRIGGERS = [
 ]
 
 _SPY = "FUNCTION ibex_core.spy() RETURNS bigint LANGUAGE sql STABLE AS 'SELECT count(*) FROM ibex_core.users'"
+_BM25 = (
+    "ibex_core.memories_bm25(query text, agents uuid[], corpus_rows bigint, mean_length double precision,"
+    " k1 double precision, b double precision)"
+)
 FUNCTIONS = [
     Fault("function-unknown", "ibex_core.spy()", f"SET LOCAL ROLE ibex_owner; CREATE {_SPY}"),
     Fault(
@@ -359,6 +368,12 @@ FUNCTIONS = [
         "DROP FUNCTION ibex_core.sessions_refuse_step() CASCADE",
         frozenset({"trigger-missing"}),
     ),
+    Fault(
+        "function-search-path",
+        _BM25,
+        f"ALTER FUNCTION {_BM25} RESET search_path",
+    ),
+    Fault("function-public", _BM25, f"GRANT EXECUTE ON FUNCTION {_BM25} TO PUBLIC"),
     Fault(
         "function-leakproof",
         "pg_catalog.ts_match_vq(tsvector, tsquery)",
@@ -390,7 +405,12 @@ ROLES = [
     Fault("role-attribute", "ibex_app", "ALTER ROLE ibex_app BYPASSRLS"),
     Fault("role-attribute", "ibex_platform", "ALTER ROLE ibex_platform LOGIN"),
     Fault("role-attribute", "ibex_owner", "ALTER ROLE ibex_owner SUPERUSER"),
-    Fault("role-missing", "ibex_search", "DROP ROLE ibex_search"),
+    Fault(
+        "role-missing",
+        "ibex_search",
+        "ALTER ROLE ibex_search RENAME TO doctor_gone",
+        frozenset({"policy-changed", "grant-column", "grant-missing", "schema-usage", "function-owner"}),
+    ),
     Fault(
         "role-membership", "ibex_app in ibex_platform", "GRANT ibex_platform TO ibex_app", frozenset({"login-mixes"})
     ),
@@ -513,9 +533,8 @@ DRIFT = [
     ),
     Fault(
         "revision-pending",
-        "memory_0001",
-        "DELETE FROM ibex_core.alembic_version WHERE version_num LIKE 'memory%';"
-        "INSERT INTO ibex_core.alembic_version VALUES ('tenancy_0001')",
+        "memory_0002",
+        "UPDATE ibex_core.alembic_version SET version_num = 'memory_0001' WHERE version_num = 'memory_0002'",
         mendable=False,
     ),
     Fault(

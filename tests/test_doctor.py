@@ -119,8 +119,6 @@ async def mend(connection: AsyncConnection, report: Report) -> None:
 async def test_every_code_is_seeded_by_a_fault() -> None:
     elsewhere = {
         "server-version",  # judged below: nobody seeds a server
-        "function-search-path",  # with a function that a model declares, in core's own tests
-        "function-public",
     }
 
     assert {fault.code for fault in FAULTS} == CODES.keys() - elsewhere

@@ -119,6 +119,16 @@ async def test_tables_as_declared_give_no_finding(connection: AsyncConnection) -
             f"ALTER FUNCTION {_FIND.signature} OWNER TO CURRENT_USER",
         ),
         (
+            "function-public",
+            "ibex_core.letters_find(wanted text)",
+            f"GRANT EXECUTE ON FUNCTION {_FIND.signature} TO ibex_platform",
+        ),
+        (
+            "grant-missing",
+            "ibex_core.letters_find(wanted text) to ibex_app",
+            f"REVOKE EXECUTE ON FUNCTION {_FIND.signature} FROM ibex_app",
+        ),
+        (
             "policy-missing",
             "letters_search on ibex_core.letters",
             "DROP POLICY letters_search ON ibex_core.letters",

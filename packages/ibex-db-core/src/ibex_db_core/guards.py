@@ -61,9 +61,10 @@ class Function:
 
     Attributes:
         body: what is between the dollar quotes.
-        arguments: as pg_get_function_identity_arguments says them.
-        result: what it returns, ``RETURNS`` left out.
+        arguments: as pg_get_function_identity_arguments() says them: ``query text, k1 double precision``.
+        result: as pg_get_function_result() says it: ``TABLE(memory_id uuid, score double precision)``.
         volatility: VOLATILE, STABLE or IMMUTABLE.
+        options: others for the planner, for example ``PARALLEL SAFE ROWS 1000``; not compared.
         definer: the role whose rights it runs with, and who owns it; None: the caller's rights, owned by ibex_owner.
         callers: the roles that may execute a definer's function.
         settings: its own, for example ``{"search_path": "pg_catalog, pg_temp"}``; a definer's has a search_path.
@@ -75,6 +76,7 @@ class Function:
     result: str = "trigger"
     language: str = "plpgsql"
     volatility: str = "VOLATILE"
+    options: str = ""
     definer: str | None = None
     callers: tuple[str, ...] = ()
     settings: Mapping[str, str] = field(default_factory=dict[str, str])
@@ -88,7 +90,7 @@ class Function:
     def create(self) -> str:
         """Return the statement that makes it, or puts it right."""
         settings = "".join(f" SET {name} = {value}" for name, value in self.settings.items())
-        security = " SECURITY DEFINER" if self.definer else ""
+        security = (f" {self.options}" if self.options else "") + (" SECURITY DEFINER" if self.definer else "")
         return (
             f"CREATE OR REPLACE FUNCTION {self.signature} RETURNS {self.result} "
             f"LANGUAGE {self.language} {self.volatility}{security}{settings} AS $${self.body}$$"

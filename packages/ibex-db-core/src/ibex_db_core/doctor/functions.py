@@ -121,9 +121,15 @@ def _security(signature: str, row: Row[Any], declared: Function | None) -> Itera
         yield finding(
             "function-search-path", signature, risk, f"{alter} SET search_path = {path}" if path else f"{alter} {_PATH}"
         )
-    if row.definer and allowed and "PUBLIC" in row.callers:
-        risk = f"every login of the database may run it with the rights of {row.owner}"
-        yield finding("function-public", signature, risk, f"REVOKE EXECUTE ON {row.kind} {signature} FROM PUBLIC")
+    if row.definer and declared is not None and allowed:
+        for caller in sorted(set(row.callers) - set(declared.callers)):
+            who = "every login of the database" if caller == "PUBLIC" else caller
+            risk = f"{who} may run it with the rights of {row.owner}"
+            yield finding("function-public", signature, risk, f"REVOKE EXECUTE ON {row.kind} {signature} FROM {caller}")
+        for caller in sorted(set(declared.callers) - set(row.callers)):
+            risk = f"services of {caller} fail where they call it"
+            grant = f"GRANT EXECUTE ON {row.kind} {signature} TO {caller}"
+            yield finding("grant-missing", f"{signature} to {caller}", risk, grant)
     if row.leakproof:
         yield _leakproof(signature, row)
 

@@ -4,7 +4,8 @@ The doctor compares a live database with it; a migration that changes one of
 these changes it here too.
 """
 
-from ibex_db_core.guards import Function, Guards, Trigger
+from ibex_db_core.guards import Function, Grant, Guards, Policy, Trigger
+from ibex_db_core.policies import APP_ROLE, SEARCH_ROLE, TENANT_EXPRESSION
 
 # The trigger functions run as whoever writes, under that role's policies.
 _FIRST_VERSION = Function(
@@ -51,6 +52,62 @@ BEGIN
 END """,
 )
 
+_FIND_WORDS = Function(
+    "memories_find_words",
+    """
+BEGIN
+    NEW.search_vector := pg_catalog.to_tsvector('pg_catalog.english'::regconfig, NEW.content);
+    RETURN NEW;
+END """,
+)
+# What it computes, and why so: memory_0002.
+_BM25 = Function(
+    "memories_bm25",
+    f"""
+#variable_conflict use_column
+DECLARE
+    org CONSTANT uuid := {TENANT_EXPRESSION};
+    terms tsquery[];
+    any_term tsquery;
+BEGIN
+    -- Quoted as tsquery's input wants it: no word of a text is ever an operator.
+    SELECT array_agg(quoted::tsquery), string_agg(quoted, ' | ')::tsquery INTO terms, any_term
+    FROM (
+        SELECT '''' || replace(replace(word.lexeme, '\\', '\\\\'), '''', '''''') || ''''
+        FROM unnest(to_tsvector('english'::regconfig, query)) word
+    ) AS words (quoted);
+    IF org IS NULL OR terms IS NULL THEN
+        RETURN;
+    END IF;
+    RETURN QUERY
+    WITH found AS MATERIALIZED (
+        -- Concatenated with nothing: read from out of line once, not for each term.
+        SELECT m.id, m.search_vector || ''::tsvector AS words
+        FROM ibex_core.memories m
+        WHERE m.org_id = org AND (agents IS NULL OR m.agent_id = ANY (agents)) AND m.search_vector @@ any_term
+    ), used AS (
+        SELECT found.id, length(found.words) AS length, count(*) OVER (PARTITION BY term.number) AS df,
+            ts_rank_cd('{{1, 1, 1, 1}}', found.words, term.query)::float8 AS tf
+        FROM unnest(terms) WITH ORDINALITY AS term (query, number)
+        JOIN found ON found.words @@ term.query
+    )
+    SELECT used.id, (sum((
+            ln(1 + (greatest(corpus_rows - used.df, 0) + 0.5::float8) / (used.df + 0.5::float8))
+            * used.tf * (k1 + 1) / (used.tf + k1 * (1 - b + b * used.length / mean_length)) * 4294967296
+        )::bigint) / 4294967296.0)::float8
+    FROM used
+    GROUP BY used.id;
+END """,
+    arguments="query text, agents uuid[], corpus_rows bigint, mean_length double precision, k1 double precision, "
+    "b double precision",
+    result="TABLE(memory_id uuid, score double precision)",
+    volatility="STABLE",
+    options="PARALLEL SAFE ROWS 1000",
+    definer=SEARCH_ROLE,
+    callers=(APP_ROLE,),
+    settings={"search_path": "pg_catalog, pg_temp", "plan_cache_mode": "force_custom_plan", "jit": "off"},
+)
+
 MEMORIES = Guards(
     triggers=(
         Trigger(
@@ -58,6 +115,11 @@ MEMORIES = Guards(
             """AFTER INSERT ON ibex_core.memories
     REFERENCING NEW TABLE AS added
     FOR EACH STATEMENT EXECUTE FUNCTION ibex_core.memories_first_version()""",
+        ),
+        Trigger(
+            "memories_find_words",
+            "BEFORE INSERT OR UPDATE OF content, search_vector ON ibex_core.memories "
+            "FOR EACH ROW EXECUTE FUNCTION ibex_core.memories_find_words()",
         ),
         # Not of counters: bookkeeping must stay cheap, and is no history.
         Trigger(
@@ -72,7 +134,10 @@ MEMORIES = Guards(
     EXECUTE FUNCTION ibex_core.memories_next_version()""",
         ),
     ),
-    functions=(_FIRST_VERSION, _NEXT_VERSION),
+    functions=(_FIRST_VERSION, _NEXT_VERSION, _FIND_WORDS, _BM25),
+    # Its only power is to own memories_bm25, which filters on the tenant itself.
+    policies=(Policy("memories_search", SEARCH_ROLE, "true", command="SELECT"),),
+    grants=(Grant(SEARCH_ROLE, "SELECT", ("org_id", "id", "agent_id", "search_vector")),),
     # Room on each page for new versions of its rows: an update that finds none
     # leaves the page and enters every index anew, the vector index first.
     fillfactor=60,
