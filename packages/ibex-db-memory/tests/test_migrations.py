@@ -3,6 +3,7 @@
 import random
 
 import pytest
+from homes import Home
 from sqlalchemy import CheckConstraint, text
 
 from ibex_db_core.base import Base
@@ -10,8 +11,6 @@ from ibex_db_core.database import Database
 from ibex_db_core.errors import AccessDeniedError, MigrationError
 from ibex_db_core.tenant import ScopedSession
 from ibex_db_core.testing import TestDatabase
-
-from .conftest import Home
 
 TABLES = ("sessions", "checkpoints", "memories", "memory_versions", "memory_relationships", "memory_tags")
 

@@ -33,6 +33,7 @@ from ibex_db_memory.repositories import (
     Neighbor,
     Outcome,
     RememberedMany,
+    Resumed,
     SessionRepository,
     TagCount,
 )
@@ -69,6 +70,7 @@ __all__ = [
     "Plan",
     "RelationshipType",
     "RememberedMany",
+    "Resumed",
     "ScoreParts",
     "Session",
     "SessionRepository",

@@ -1,6 +1,8 @@
 """Organizations, users, agents, tokens, directives."""
 
-from ibex_db_tenancy.errors import InvalidTokenError
+# Core's, for db.authenticate() is core's too; the front door has them from there.
+from ibex_db_core.errors import InvalidTokenError as InvalidTokenError
+from ibex_db_core.identity import TokenIdentity as TokenIdentity, TokenKind as TokenKind
 from ibex_db_tenancy.models import (
     Agent,
     AgentStatus,
@@ -11,7 +13,7 @@ from ibex_db_tenancy.models import (
     OrganizationStatus,
     OrganizationTier,
     Token,
-    TokenKind,
+    TokenState,
     User,
     UserRole,
     UserStatus,
@@ -33,15 +35,14 @@ __all__ = [
     "DirectiveRepository",
     "DirectiveVersion",
     "DirectiveVersionStatus",
-    "InvalidTokenError",
     "IssuedToken",
     "Organization",
     "OrganizationRepository",
     "OrganizationStatus",
     "OrganizationTier",
     "Token",
-    "TokenKind",
     "TokenRepository",
+    "TokenState",
     "User",
     "UserRepository",
     "UserRole",

@@ -25,6 +25,7 @@ from ibex_db_core.base import Base, OrgScoped, SoftDeleted, Timestamped, json_is
 from ibex_db_core.errors import InvalidInputError
 from ibex_db_core.types import JsonObject, Vector, enum_type
 from ibex_db_memory.content import MAX_CONTENT_LENGTH, MIN_CONTENT_LENGTH, content_hash
+from ibex_db_memory.models._guards import MEMORIES
 from ibex_db_memory.models.enums import MemoryCategory, MemorySource, MemoryStatus
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ class Memory(OrgScoped, SoftDeleted, Timestamped, Base):
     """
 
     __tablename__ = "memories"
+    __guards__ = MEMORIES
 
     agent_id: Mapped[UUID]
     session_id: Mapped[UUID | None]
