@@ -1,10 +1,13 @@
 """README.md does what it says: each of its blocks is run, or compared with what it quotes."""
 
 import dataclasses
+import json
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from uuid import uuid4
 
 import asyncpg
@@ -43,6 +46,24 @@ def test_a_bare_machine_needs_two_commands() -> None:
     assert demo == "$ pip install uv && uv run ibex-db demo\n"
     assert tests == "$ uv run nox\n"
     assert README.index(tests) < README.index("## ")
+
+
+def test_the_demo_holds_what_it_claims() -> None:
+    command = _blocks("console")[0].rpartition("uv run ")[2].split()
+    program = Path(sys.executable).with_name(command[0])
+    # Not tmp_path: only its owner may enter that, and root's embedded server becomes another user.
+    with TemporaryDirectory(prefix="ibex-readme-", ignore_cleanup_errors=True) as home:
+        own = {name: value for name, value in os.environ.items() if not name.startswith("IBEX_")}
+        done = subprocess.run(  # noqa: S603 - what the README says
+            [program, *command[1:], "--json"],
+            env={**own, "IBEX_HOME": home},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    assert done.returncode == 0, done.stderr + done.stdout[-2000:]
+    assert json.loads(done.stdout)
 
 
 def test_the_continuous_run_uses_the_readmes_test_command() -> None:

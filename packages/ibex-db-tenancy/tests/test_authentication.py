@@ -60,6 +60,15 @@ async def _row(db: Database, org: Organization, issued: IssuedToken) -> Token:
         return await TokenRepository(session).get(issued.token.id)
 
 
+async def _warm_up(db: Database, org: Organization, seconds: float) -> TokenAuthenticator:
+    """Count every so many seconds, from now on: the organization's first uses are written."""
+    authenticator = _count_every(db, seconds)
+    issued = await _issue(db, org)
+    for _ in range(2):
+        await db.authenticate(issued.plaintext)
+    return authenticator
+
+
 async def test_a_valid_token_tells_whom_it_speaks_for(ibex_db: Database, org: Organization) -> None:
     expires_at = datetime.now(UTC) + timedelta(days=1)
     issued = await _issue_for_both(ibex_db, org, permissions=0b101, expires_at=expires_at)
@@ -208,8 +217,7 @@ async def wired(wire: Wire, ibex_test_database: TestDatabase, org: Organization)
         settings=EngineSettings(pool_size=1, max_overflow=0),
     )
     async with database:
-        _count_every(database, NEVER)
-        await database.authenticate((await _issue(database, org)).plaintext)
+        await _warm_up(database, org, NEVER)
         wire.clear()
         yield database
 
@@ -319,23 +327,25 @@ async def test_a_locked_row_is_read_all_the_same_and_counted_later(ibex_db: Data
     assert row.last_used_at is not None
 
 
-async def test_the_first_use_is_written_at_once_and_the_next_ones_together(
+async def test_the_second_use_is_written_with_the_first_and_the_next_ones_wait(
     ibex_db: Database, org: Organization
 ) -> None:
     _count_every(ibex_db, NEVER)
     issued = await _issue(ibex_db, org)
 
+    counts: list[int] = []
     for _ in range(5):
         await ibex_db.authenticate(issued.plaintext)
+        counts.append((await _row(ibex_db, org, issued)).use_count)
 
-    assert (await _row(ibex_db, org, issued)).use_count == 1
+    assert counts == [0, 2, 2, 2, 2]
 
 
 async def test_closing_writes_what_is_still_in_memory(
     ibex_test_database: TestDatabase, ibex_db: Database, org: Organization
 ) -> None:
     async with ibex_test_database.connect() as db:
-        _count_every(db, NEVER)
+        await _warm_up(db, org, NEVER)
         one, other = await _issue(db, org), await _issue(db, org)
         for issued in (one, other, other):
             await db.authenticate(issued.plaintext)
@@ -351,7 +361,7 @@ async def test_closing_writes_what_is_still_in_memory(
 async def test_an_authentication_that_is_due_writes_for_the_organizations_other_tokens_too(
     ibex_db: Database, org: Organization
 ) -> None:
-    authenticator = _count_every(ibex_db, NEVER)
+    authenticator = await _warm_up(ibex_db, org, NEVER)
     one, other = await _issue(ibex_db, org), await _issue(ibex_db, org)
     for issued in (one, other, other):
         await ibex_db.authenticate(issued.plaintext)
@@ -360,11 +370,12 @@ async def test_an_authentication_that_is_due_writes_for_the_organizations_other_
     with pytest.raises(InvalidTokenError):
         await ibex_db.authenticate(mint(org.id).plaintext)
 
+    assert (await _row(ibex_db, org, one)).use_count == 1
     assert (await _row(ibex_db, org, other)).use_count == 2
 
 
 async def test_refused_tokens_are_not_counted(ibex_db: Database, org: Organization) -> None:
-    _count_every(ibex_db, ALWAYS)
+    await _warm_up(ibex_db, org, ALWAYS)
     issued = await _issue(ibex_db, org)
     async with ibex_db.tenant(org.id) as session:
         await TokenRepository(session).revoke(issued.token.id)
@@ -374,6 +385,32 @@ async def test_refused_tokens_are_not_counted(ibex_db: Database, org: Organizati
 
     row = await _row(ibex_db, org, issued)
     assert (row.use_count, row.last_used_at) == (0, None)
+
+
+async def test_uses_of_a_token_that_was_erased_meanwhile_are_forgotten(ibex_db: Database, org: Organization) -> None:
+    authenticator = await _warm_up(ibex_db, org, NEVER)
+    issued = await _issue(ibex_db, org)
+    await ibex_db.authenticate(issued.plaintext)
+    async with ibex_db.tenant(org.id) as session:
+        await TokenRepository(session).erase(issued.token.id)
+
+    await authenticator.flush(ibex_db)
+
+    assert not authenticator._ledgers[org.id].uses  # pyright: ignore[reportPrivateUsage]
+
+
+async def test_the_last_use_is_when_it_was_not_when_it_was_written(ibex_db: Database, org: Organization) -> None:
+    authenticator = await _warm_up(ibex_db, org, NEVER)
+    issued = await _issue(ibex_db, org)
+    await ibex_db.authenticate(issued.plaintext)
+    used = datetime.now(UTC)
+    await asyncio.sleep(1.0)
+
+    await authenticator.flush(ibex_db)
+
+    last_used_at = (await _row(ibex_db, org, issued)).last_used_at
+    assert last_used_at is not None
+    assert abs(last_used_at - used) < timedelta(seconds=0.9)
 
 
 async def test_forged_organizations_leave_nothing_in_memory(ibex_db: Database, org: Organization) -> None:
@@ -390,10 +427,9 @@ async def test_what_could_not_be_counted_ends_in_a_warning_not_in_an_error(
     ibex_test_database: TestDatabase, org: Organization, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with ibex_test_database.connect() as db:
-        _count_every(db, NEVER)
+        await _warm_up(db, org, NEVER)
         issued = await _issue(db, org)
-        for _ in range(2):
-            await db.authenticate(issued.plaintext)
+        await db.authenticate(issued.plaintext)
         await ibex_test_database.cluster.drop_database(ibex_test_database.name)
 
     assert "uses of tokens were not counted" in caplog.text

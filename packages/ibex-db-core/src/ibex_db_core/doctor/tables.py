@@ -31,13 +31,14 @@ def check_row_security(audit: Audit) -> Iterator[Finding]:
 def check_shape(audit: Audit) -> Iterator[Finding]:
     """Tables belong to the owner role, are logged, and say for each row whose it is."""
     for table in audit.tables.values():
-        if table.owner != OWNER_ROLE:
+        ours = table.tenant_column is not None or table.mapped is not None
+        if ours and table.owner != OWNER_ROLE:
             yield finding(
                 "table-owner",
                 table.name,
                 f"{table.owner} may switch row-level security off, and the next migration by {OWNER_ROLE} fails here",
                 f"ALTER TABLE {table.name} OWNER TO {OWNER_ROLE}",
-                severity=Severity.HIGH if table.tenant_column else Severity.LOW,
+                severity=None if table.tenant_column else Severity.MEDIUM,
             )
     for table in audit.tenant_tables.values():
         column = table.tenant_column or ""

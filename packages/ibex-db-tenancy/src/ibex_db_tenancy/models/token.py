@@ -37,7 +37,7 @@ class Token(OrgScoped, Timestamped, Base):
         prefix: the first characters of the plaintext, safe to show and to log.
         token_hash: SHA-256 of the plaintext, hexadecimal; unique in the organization.
         permissions: a bit set whose meaning is the service's own, 63 bits.
-        last_used_at: counted together with use_count, so up to a minute old.
+        last_used_at: written together with use_count, see ibex_db_tenancy.authentication.
         use_count: successful authentications, as far as they have been counted.
         revoked_by: the user who revoked it; NULL once that user is erased.
     """
