@@ -5,14 +5,11 @@ from collections.abc import AsyncIterator, Iterator
 from uuid import UUID, uuid4
 
 import pytest
-from two import Two, populate
+from two import ONE, Two, populate
 
-from ibex_db import Database, EngineSettings
+from ibex_db import Database
 from ibex_db_core.provisioning import Cluster
 from ibex_db_core.testing import TestDatabase
-
-ONE = EngineSettings(pool_size=1, max_overflow=0, pool_timeout=5.0)
-"""One connection: whatever a transaction leaves behind, the next one meets."""
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ from ibex_db import (
     Database,
     Directive,
     DirectiveVersion,
+    EngineSettings,
     MemoryRepository,
     Organization,
     RelationshipType,
@@ -17,6 +18,9 @@ from ibex_db import (
     User,
     UserRepository,
 )
+
+ONE = EngineSettings(pool_size=1, max_overflow=0, pool_timeout=5.0)
+"""One connection: whatever a transaction leaves behind, the next one meets."""
 
 VECTOR = [1.0] + [0.0] * 383
 """The same for both: only the walls keep one's search from the other's row."""

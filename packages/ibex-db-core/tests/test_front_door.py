@@ -13,7 +13,7 @@ ABSENT = ["ibex-db-tenancy", "ibex-db-memory"]
 NAMES: Mapping[str, tuple[str, ...]] = ibex_db._ADDED_BY  # pyright: ignore[reportPrivateUsage]
 
 # Hides packages as if their wheels were not installed (they may not be), then
-# asks for names and says what came of it.
+# asks for names and says what came of it; under "" are the tables.
 _HIDDEN = """
 import importlib.abc, json, sys
 hidden, names = json.loads(sys.argv[1]), json.loads(sys.argv[2])
@@ -34,7 +34,7 @@ print(json.dumps(told))
 """
 
 
-def _told(*names: str) -> dict[str, str]:
+def _told(*names: str) -> dict[str, object]:
     packages = [wheel.replace("-", "_") for wheel in ABSENT]
     done = subprocess.run(  # noqa: S603 - our own interpreter
         [sys.executable, "-c", _HIDDEN, json.dumps(packages), json.dumps(names)],
@@ -42,7 +42,7 @@ def _told(*names: str) -> dict[str, str]:
         text=True,
         check=True,
     )
-    told: dict[str, str] = json.loads(done.stdout)
+    told: dict[str, object] = json.loads(done.stdout)
     return told
 
 

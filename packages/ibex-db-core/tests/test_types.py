@@ -165,13 +165,33 @@ def test_more_dimensions_than_pgvector_holds_are_refused_where_the_column_sets_n
         pack_vector([1.0] * 70_000)
 
 
-@given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=50).filter(any))
+def _floats(lowest: float, highest: float) -> st.SearchStrategy[float]:
+    return st.floats(lowest, highest, width=32)
+
+
+def _lists(first: st.SearchStrategy[float], others: st.SearchStrategy[float]) -> st.SearchStrategy[list[float]]:
+    return st.tuples(first, st.lists(others, max_size=50)).map(lambda drawn: [drawn[0], *drawn[1]])
+
+
+# Powers of two just within, and just beyond, the [1e-15, 1e16] of the largest number.
+MEASURED = _lists(_floats(2.0**-49, 2.0**53), _floats(-(2.0**53), 2.0**53))
+TOO_SHORT = st.lists(_floats(-(2.0**-50), 2.0**-50), min_size=1, max_size=50)
+TOO_LONG = _lists(_floats(2.0**54, 2.0**127), _floats(-(2.0**127), 2.0**127))
+
+
+@given(MEASURED)
 def test_packing_keeps_every_float32(numbers: list[float]) -> None:
     packed = pack_vector(numbers)
 
     assert packed.to_list() == numbers
     assert packed == pgvector.Vector(numbers)
     assert pgvector.Vector.from_binary(packed.to_binary()).to_list() == numbers
+
+
+@given(TOO_SHORT | TOO_LONG)
+def test_a_vector_that_pgvector_could_not_measure_is_refused(numbers: list[float]) -> None:
+    with pytest.raises(InvalidInputError):
+        pack_vector(numbers)
 
 
 def test_a_vector_column_says_its_dimension_in_ddl() -> None:

@@ -2,13 +2,13 @@
 
 from collections.abc import AsyncIterator, Callable, Generator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from uuid import UUID, uuid4
 
 import asyncpg
 import numpy as np
 import pytest
 import pytest_asyncio
+from homes import Home, MakeMemory
 from sqlalchemy import event
 
 from ibex_db_core.database import Database
@@ -18,16 +18,7 @@ from ibex_db_core.testing import TestDatabase
 from ibex_db_memory import Memory, MemoryCategory, MemoryRepository, SessionRepository
 from ibex_db_tenancy import Agent, Organization
 
-MakeMemory = Callable[..., Memory]
 Sent = Callable[[], AbstractContextManager[list[str]]]
-
-
-@dataclass(frozen=True)
-class Home:
-    """An organization with one agent."""
-
-    org_id: UUID
-    agent_id: UUID
 
 
 async def settle(database: Database) -> Home:

@@ -1,6 +1,7 @@
 """Checkpoints: append-only, described by their state."""
 
 import pytest
+from homes import Home
 from sqlalchemy import select, text
 from sqlalchemy.orm import selectinload
 
@@ -8,8 +9,6 @@ from ibex_db_core.database import Database
 from ibex_db_core.errors import AccessDeniedError, ConflictError, InvalidInputError
 from ibex_db_core.tenant import ScopedSession
 from ibex_db_memory import Checkpoint, Session, state_hash
-
-from .conftest import Home
 
 STATE = {"b": 1e16, "a": [-0.0, 0.1, "é", None], "nested": {"z": 1, "aa": True}}
 

@@ -7,6 +7,7 @@ from uuid import UUID
 
 import numpy as np
 import pytest
+from homes import Home
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.orm import undefer
 
@@ -14,8 +15,6 @@ from ibex_db_core.database import Database
 from ibex_db_core.errors import InvalidInputError
 from ibex_db_core.tenant import ScopedSession
 from ibex_db_memory import Hit, Memory, MemoryCategory, MemoryRepository, MemoryStatus
-
-from .conftest import Home
 
 Sent = Callable[[], AbstractContextManager[list[str]]]
 Vector = Callable[[int], list[float]]

@@ -207,7 +207,7 @@ async def test_the_other_verbs_refuse_it(
         ("agent_id", lambda: memories.hot(bad)),
         ("limit", lambda: memories.hot(agent_id, limit=0)),
         ("categories", lambda: memories.hot(agent_id, categories=["gossip"])),
-        ("id", lambda: memories.record_retrieval([agent_id, bad])),
+        ("idents", lambda: memories.record_retrieval([agent_id, bad])),
         ("id", lambda: memories.history(bad)),
         ("confidence", lambda: memories.update(agent_id, confidence=2)),
         ("content", lambda: memories.update(agent_id, content=" ")),

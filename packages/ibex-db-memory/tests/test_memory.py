@@ -5,6 +5,7 @@ from decimal import Decimal
 from uuid import uuid4
 
 import pytest
+from homes import Home, MakeMemory
 from sqlalchemy import event, insert, inspect, select, text
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.orm import selectinload, undefer
@@ -14,8 +15,6 @@ from ibex_db_core.errors import ConflictError, ForeignKeyError, InvalidInputErro
 from ibex_db_core.tenant import ScopedSession
 from ibex_db_memory import Memory, MemoryCategory, MemorySource, MemoryStatus, MemoryTag, Session, content_hash
 from ibex_db_tenancy import Agent
-
-from .conftest import Home, MakeMemory
 
 VECTOR = [0.5] * 384
 

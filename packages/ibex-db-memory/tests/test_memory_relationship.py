@@ -3,6 +3,7 @@
 from decimal import Decimal
 
 import pytest
+from homes import Home, MakeMemory
 from sqlalchemy import select, text
 from sqlalchemy.orm import selectinload
 
@@ -10,8 +11,6 @@ from ibex_db_core.database import Database
 from ibex_db_core.errors import ConflictError, ForeignKeyError, InvalidInputError, RuleViolationError
 from ibex_db_core.tenant import ScopedSession
 from ibex_db_memory import Memory, MemoryRelationship, RelationshipType
-
-from .conftest import Home, MakeMemory
 
 
 @pytest.mark.parametrize(("field", "value"), [("relationship_type", "friend_of"), ("confidence", 1.5)])

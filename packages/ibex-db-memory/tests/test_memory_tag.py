@@ -1,13 +1,12 @@
 """Tags: normalised on assignment, unique for a memory."""
 
 import pytest
+from homes import MakeMemory
 from sqlalchemy import text
 
 from ibex_db_core.errors import ConflictError, InvalidInputError
 from ibex_db_core.tenant import ScopedSession
 from ibex_db_memory import MemoryTag
-
-from .conftest import MakeMemory
 
 
 def test_a_tag_is_normalised_on_assignment() -> None:

@@ -5,6 +5,7 @@ from decimal import Decimal
 from uuid import UUID, uuid4
 
 import pytest
+from homes import Home, MakeMemory
 from sqlalchemy import select, text
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.orm import selectinload
@@ -13,8 +14,6 @@ from ibex_db_core.database import Database
 from ibex_db_core.errors import AccessDeniedError, RuleViolationError
 from ibex_db_core.tenant import ScopedSession
 from ibex_db_memory import Memory, MemoryVersion, VersionOperation
-
-from .conftest import Home, MakeMemory
 
 
 async def _operations(session: ScopedSession) -> list[tuple[int, VersionOperation]]:

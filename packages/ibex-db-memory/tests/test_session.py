@@ -4,13 +4,12 @@ import itertools
 from uuid import uuid4
 
 import pytest
+from homes import Home
 from sqlalchemy import text
 
 from ibex_db_core.errors import ConflictError, ForeignKeyError, InvalidInputError, RuleViolationError
 from ibex_db_core.tenant import ScopedSession
 from ibex_db_memory import SESSION_STEPS, Session, SessionStatus
-
-from .conftest import Home
 
 
 @pytest.mark.parametrize(

@@ -302,7 +302,7 @@ async def test_units_of_several_batches_that_cross_are_run_again(
         return (await memories.remember_many([said(agent_id, one) for one in order], batch_size=10)).created
 
     # Rows of the first batch stay locked until the last: two units can wait for each other, and one gives way.
-    created = await asyncio.gather(*(small_pool.run(org_id, write, seed) for seed in range(4)))
+    created = await asyncio.gather(*(small_pool.run(org_id, write, seed) for seed in range(2)))
 
     assert sum(created) == 60
     assert await owner.fetchval("SELECT count(*) FROM ibex_core.memories") == 60

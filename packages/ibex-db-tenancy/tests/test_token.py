@@ -2,6 +2,7 @@
 
 import asyncio
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -25,6 +26,7 @@ from ibex_db_tenancy import (
     Token,
     TokenKind,
     TokenRepository,
+    TokenState,
     User,
     UserRepository,
 )
@@ -207,7 +209,7 @@ async def test_rotating_revokes_the_old_and_hands_on_all_but_the_secret(session:
     assert new.token.revoked_at is None
     assert old.token.revoked_at is not None
     assert old.token.revoke_reason == "rotated"
-    with pytest.raises(InvalidInputError, match="revoked already"):
+    with pytest.raises(InvalidInputError, match="must be live"):
         await tokens.rotate(old.token.id)
     with pytest.raises(NotFoundError):
         await tokens.rotate(uuid4())
@@ -248,3 +250,50 @@ async def test_a_platform_session_must_name_the_organization_of_a_new_token(ibex
     async with ibex_db.platform(reason="test") as session:
         with pytest.raises(TenantMissingError):
             await TokenRepository(session).issue(name="CI", kind=TokenKind.SERVICE)
+
+
+async def test_tokens_are_listed_by_state_and_by_whom_they_speak_for(session: ScopedSession) -> None:
+    ann = await _user(session)
+    bot = await AgentRepository(session).add(Agent(name="Bot", slug="bot"))
+    tokens = TokenRepository(session)
+    hers = await tokens.issue(name="Hers", user_id=ann.id)
+    its = await tokens.issue(name="Its", kind=TokenKind.SERVICE, agent_id=bot.id)
+    lost = await tokens.issue(name="Lost", user_id=ann.id, expires_at=datetime.now(UTC) + timedelta(days=1))
+    old = await tokens.issue(name="Old", user_id=ann.id, expires_at=datetime.now(UTC) + timedelta(days=1))
+    await tokens.revoke(lost.token.id)
+    past = {"ids": [lost.token.id, old.token.id]}
+    await session.execute(
+        text("UPDATE ibex_core.tokens SET expires_at = now() - interval '1 second' WHERE id = ANY (:ids)"), past
+    )
+
+    async def names(**filters: Any) -> list[str]:
+        return sorted(token.name for token in (await tokens.list(**filters)).items)
+
+    assert await names(state=TokenState.LIVE) == ["Hers", "Its"]
+    assert await names(state="expired") == ["Old"]
+    assert await names(state=TokenState.REVOKED) == ["Lost"]
+    assert await names(user_id=ann.id) == ["Hers", "Lost", "Old"]
+    assert await names(agent_id=bot.id, state=TokenState.LIVE) == ["Its"]
+    assert await names(user_id=uuid4()) == []
+    page = await tokens.list(Token.kind == TokenKind.PERSONAL, user_id=ann.id, limit=2)
+    rest = await tokens.list(Token.kind == TokenKind.PERSONAL, user_id=ann.id, limit=2, cursor=page.next_cursor)
+    assert {token.id for token in (*page.items, *rest.items)} == {hers.token.id, lost.token.id, old.token.id}
+    assert its.token not in page.items
+    with pytest.raises(InvalidInputError, match="state"):
+        await names(state="gone")
+
+
+async def test_an_expired_token_is_not_rotated_and_a_bad_expiry_changes_nothing(session: ScopedSession) -> None:
+    tokens = TokenRepository(session)
+    issued = await tokens.issue(name="CI", kind=TokenKind.SERVICE)
+
+    with pytest.raises(InvalidInputError, match="future"):
+        await tokens.rotate(issued.token.id, expires_at=datetime.now(UTC) - timedelta(seconds=1))
+    await session.refresh(issued.token)
+    assert issued.token.revoked_at is None
+    await session.execute(text("UPDATE ibex_core.tokens SET expires_at = now() - interval '1 second'"))
+    with pytest.raises(InvalidInputError, match="must be live"):
+        await tokens.rotate(issued.token.id)
+
+    await session.refresh(issued.token)
+    assert issued.token.revoked_at is None

@@ -8,8 +8,7 @@ from uuid import UUID, uuid4
 import pytest
 from hypothesis import assume, example, given, strategies as st
 
-from ibex_db_core.errors import IbexError
-from ibex_db_tenancy.errors import InvalidTokenError
+from ibex_db_core.errors import IbexError, InvalidTokenError
 from ibex_db_tenancy.tokens import TOKEN_PATTERN, Minted, ParsedToken, matches, mint, parse, token_hash
 
 ALPHANUMERIC = string.digits + string.ascii_letters

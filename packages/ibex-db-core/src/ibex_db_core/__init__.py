@@ -24,6 +24,7 @@ from ibex_db_core.errors import (
     IbexError,
     IllegalTransitionError,
     InvalidInputError,
+    InvalidTokenError,
     LockTimeoutError,
     MigrationError,
     NotFoundError,
@@ -37,9 +38,11 @@ from ibex_db_core.errors import (
     TransientError,
     UnsafeRoleError,
 )
+from ibex_db_core.identity import TokenIdentity, TokenKind
 from ibex_db_core.migrations import Migrator, Revision
 from ibex_db_core.pages import Page
 from ibex_db_core.repository import BaseRepository
+from ibex_db_core.steps import SteppedRepository
 from ibex_db_core.tenant import ScopedSession
 from ibex_db_core.types import JsonObject, Vector, VectorLike
 
@@ -63,6 +66,7 @@ __all__ = [
     "Identified",
     "IllegalTransitionError",
     "InvalidInputError",
+    "InvalidTokenError",
     "JsonObject",
     "LockTimeoutError",
     "MigrationError",
@@ -77,10 +81,13 @@ __all__ = [
     "SerializationError",
     "SoftDeleted",
     "StatementTimeoutError",
+    "SteppedRepository",
     "TenantError",
     "TenantMismatchError",
     "TenantMissingError",
     "Timestamped",
+    "TokenIdentity",
+    "TokenKind",
     "TransientError",
     "UnsafeRoleError",
     "Vector",

@@ -28,10 +28,11 @@ from sqlalchemy.orm import (
     mapped_column,
 )
 
-from ibex_db_core import validation
+from ibex_db_core import guards, validation
+from ibex_db_core.guards import Guards
 from ibex_db_core.types import Moment
 
-SCHEMA = "ibex_core"
+SCHEMA = guards.SCHEMA
 
 # Postgres's own spelling, so that a name in a log line is the one that a person would guess.
 NAMES = {
@@ -49,6 +50,7 @@ class Base(DeclarativeBase):
     Class attributes that the policies are generated from:
         __tenant_column__: the column that names the organization; None for a table without tenants.
         __append_only__: True where rows are never updated or deleted by a service.
+        __guards__: what else the migrations put around the table.
     """
 
     metadata = MetaData(schema=SCHEMA, naming_convention=NAMES)
@@ -64,6 +66,7 @@ class Base(DeclarativeBase):
 
     __tenant_column__: ClassVar[str | None] = None
     __append_only__: ClassVar[bool] = False
+    __guards__: ClassVar[Guards] = Guards()
 
     @classmethod
     def __table_cls__(cls, *args: Any, **kwargs: Any) -> Table:
@@ -71,6 +74,7 @@ class Base(DeclarativeBase):
         table: Table = Table(*args, **kwargs)
         table.info["tenant_column"] = cls.__tenant_column__
         table.info["append_only"] = cls.__append_only__
+        table.info["guards"] = cls.__guards__
         return table
 
     def __repr__(self) -> str:

@@ -27,6 +27,7 @@ from ibex_db_core.errors import (
     TransientError,
     UnsafeRoleError,
 )
+from ibex_db_core.identity import Authenticator, TokenIdentity, load_authenticator
 from ibex_db_core.migrations import Migrator, Revision
 from ibex_db_core.policies import APP_ROLE, OWNER_ROLE, PLATFORM_ROLE, SEARCH_ROLE
 from ibex_db_core.provisioning import DATABASE, PLATFORM_LOGIN, SERVICE_LOGIN, Cluster
@@ -35,6 +36,7 @@ from ibex_db_core.translation import translate
 from ibex_db_core.url import parse
 
 if TYPE_CHECKING:
+    from ibex_db_core.doctor import Report
     from ibex_db_core.embedded import EmbeddedPostgres
 
 P = ParamSpec("P")
@@ -79,6 +81,7 @@ class Database:
         self._embedded: EmbeddedPostgres | None = None
         self._engine: AsyncEngine | None = None
         self._platform_engine: AsyncEngine | None = None
+        self._authenticator: Authenticator | None = None
         self._opening = asyncio.Lock()
         self._verified = False
         self._closed = False
@@ -153,7 +156,14 @@ class Database:
         return self
 
     async def close(self) -> None:
-        """Close every pool and let go of the embedded server.  Idempotent."""
+        """Write what is still to be counted, close every pool and let go of the embedded server.  Idempotent."""
+        try:
+            if self._authenticator is not None and not self._closed:
+                await self._authenticator.flush(self)
+        finally:
+            await self._close()
+
+    async def _close(self) -> None:
         self._closed = True
         for engine in (self._engine, self._platform_engine):
             if engine is not None:
@@ -252,6 +262,34 @@ class Database:
                     return await work(session, *args, **kwargs)
         raise AssertionError("stamina re-raises the last failure")  # pragma: no cover
 
+    async def authenticate(self, plaintext: str) -> TokenIdentity:
+        """Return whom a token speaks for.
+
+        One transaction of the organization that the token names, with one
+        statement: three round trips, for a valid token and for every other, so
+        that neither the error nor the time tells why one is refused.  What is
+        no token at all (its checksum is wrong, which anybody can see) is
+        refused without a query.
+
+        Example:
+            >>> async with db.tenant(org.id) as session:
+            ...     tokens = TokenRepository(session)
+            ...     issued = await tokens.issue(name="Laptop", user_id=user.id, permissions=0b101)
+            >>> identity = await db.authenticate(issued.plaintext)
+            >>> identity.user_id == user.id
+            True
+            >>> identity.allows(0b100), identity.allows(0b010)
+            (True, False)
+
+        Raises:
+            InvalidTokenError: malformed, unknown, expired or revoked, or of an organization, user or
+                agent that is suspended, archived or deleted; which of these is never told.
+            ImportError: the tenancy wheel is not installed.
+        """
+        if self._authenticator is None:
+            self._authenticator = load_authenticator()
+        return await self._authenticator.authenticate(self, plaintext)
+
     @asynccontextmanager
     async def _transaction(self, session: ScopedSession) -> AsyncGenerator[ScopedSession]:
         await self._ready()
@@ -323,13 +361,32 @@ class Database:
     @asynccontextmanager
     async def migrator(self) -> AsyncGenerator[Migrator]:
         """Give the migrations of the installed wheels, on a connection of the owner's login."""
+        async with self._owner_engine("Migrations are") as engine:
+            yield Migrator(engine)
+
+    async def doctor(self) -> "Report":
+        """Audit the live database, other people's changes included; see ibex_db_core.doctor.
+
+        Runs on a connection of the owner's login, in one read-only transaction.
+
+        Raises:
+            MigrationError: there is no ibex_core schema, or the login may not read it.
+        """
+        from ibex_db_core.doctor import examine
+
+        async with self._owner_engine("The audit is") as engine, engine.connect() as connection:
+            await connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY"))
+            return await connection.run_sync(examine)
+
+    @asynccontextmanager
+    async def _owner_engine(self, what: str) -> AsyncGenerator[AsyncEngine]:
         await self.open()
         engine = create_engine(self._owner_url or self._url, self._settings.for_migrations())
         try:
-            yield Migrator(engine)
+            yield engine
         except AccessDeniedError as exc:
             raise MigrationError(
-                f"{exc}. Migrations are the owner's work: name a member of {OWNER_ROLE} in owner_url (IBEX_OWNER_URL)"
+                f"{exc}. {what} the owner's work: name a member of {OWNER_ROLE} in owner_url (IBEX_OWNER_URL)"
             ) from exc
         except Exception as exc:
             if (ours := translate(exc)) is not None and ours is not exc:

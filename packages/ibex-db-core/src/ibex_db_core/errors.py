@@ -9,6 +9,7 @@
     │   ├── TenantMissingError
     │   └── TenantMismatchError
     ├── InvalidInputError             refused before SQL: field, value, rule
+    ├── InvalidTokenError             a token that opens nothing
     ├── NotFoundError                 no such row for this tenant
     ├── IllegalTransitionError        a step that the row's state does not allow
     ├── ConflictError                 a unique rule (SQLSTATE 23505)
@@ -46,6 +47,7 @@ __all__ = [
     "IbexError",
     "IllegalTransitionError",
     "InvalidInputError",
+    "InvalidTokenError",
     "LockTimeoutError",
     "MigrationError",
     "NotFoundError",
@@ -170,6 +172,10 @@ class InvalidInputError(IbexError, ValueError):
 
 def _invalid_input(field: str, value: object, rule: str, index: int | None) -> InvalidInputError:
     return InvalidInputError(field, value, rule, index=index)
+
+
+class InvalidTokenError(IbexError):
+    """The token is not valid; whether malformed, unknown, expired or revoked is not told, on purpose."""
 
 
 class NotFoundError(IbexError, LookupError):

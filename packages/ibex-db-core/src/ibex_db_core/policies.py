@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from sqlalchemy import MetaData, Table
 
 from ibex_db_core.base import SCHEMA
+from ibex_db_core.guards import Function, Policy, Trigger
 
 OWNER_ROLE = "ibex_owner"
 APP_ROLE = "ibex_app"
@@ -59,20 +60,15 @@ def secure(
         schema: where the table is.
     """
     name = f"{schema}.{table}"
-    mine = tenant_predicate(tenant_column)
-    both = f"USING ({mine}) WITH CHECK ({mine})"
-    verbs = "SELECT, INSERT" if append_only else "SELECT, INSERT, UPDATE, DELETE"
+    verbs = ", ".join(privileges(append_only=append_only))
     return [
         f"ALTER TABLE {name} ENABLE ROW LEVEL SECURITY",
         f"ALTER TABLE {name} FORCE ROW LEVEL SECURITY",
-        f"CREATE POLICY {table}_tenant ON {name} AS PERMISSIVE FOR ALL TO {APP_ROLE} {both}",
-        # The floor: permissive policies are joined by OR, so a second one added
-        # by mistake would open the table; a restrictive one is joined by AND.
-        f"CREATE POLICY {table}_floor ON {name} AS RESTRICTIVE FOR ALL TO {APP_ROLE} {both}",
-        f"CREATE POLICY {table}_platform ON {name} FOR ALL TO {PLATFORM_ROLE} USING (true) WITH CHECK (true)",
-        f"REVOKE ALL ON {name} FROM PUBLIC",
+        *(policy.create(name) for policy in policies(table, tenant_column=tenant_column)),
+        # Default privileges of the database may have granted some, TRUNCATE among them.
+        f"REVOKE ALL ON {name} FROM PUBLIC, {', '.join(ROLES[1:])}",
         f"GRANT {verbs} ON {name} TO {APP_ROLE}, {PLATFORM_ROLE}",
-        trigger(table, append_only=append_only, touched=touched, tenant_column=tenant_column, schema=schema),
+        trigger(table, append_only=append_only, touched=touched, tenant_column=tenant_column, schema=schema).create(),
     ]
 
 
@@ -82,14 +78,38 @@ def secure_platform(table: str, *, schema: str = SCHEMA) -> list[str]:
     return [
         f"ALTER TABLE {name} ENABLE ROW LEVEL SECURITY",
         f"ALTER TABLE {name} FORCE ROW LEVEL SECURITY",
-        f"CREATE POLICY {table}_platform ON {name} FOR ALL TO {PLATFORM_ROLE} USING (true) WITH CHECK (true)",
-        f"REVOKE ALL ON {name} FROM PUBLIC, {APP_ROLE}, {PLATFORM_ROLE}, {SEARCH_ROLE}",
-        f"GRANT SELECT, INSERT ON {name} TO {PLATFORM_ROLE}",
-        trigger(table, append_only=True, touched=False, tenant_column="", schema=schema),
+        platform_policy(table).create(name),
+        f"REVOKE ALL ON {name} FROM PUBLIC, {', '.join(ROLES[1:])}",
+        f"GRANT {', '.join(privileges(append_only=True))} ON {name} TO {PLATFORM_ROLE}",
+        trigger(table, append_only=True, touched=False, schema=schema).create(),
     ]
 
 
-def trigger(table: str, *, append_only: bool, touched: bool, tenant_column: str, schema: str = SCHEMA) -> str:
+def privileges(*, append_only: bool) -> tuple[str, ...]:
+    """Return what services and the platform may do with a table; TRUNCATE is not among it, for it ignores policies."""
+    return ("SELECT", "INSERT") if append_only else ("SELECT", "INSERT", "UPDATE", "DELETE")
+
+
+def platform_policy(table: str) -> Policy:
+    """Return the policy by which the platform sees every row of a table."""
+    return Policy(f"{table}_platform", PLATFORM_ROLE, "true")
+
+
+def policies(table: str, *, tenant_column: str = "org_id") -> list[Policy]:
+    """Return the policies of one tenant table."""
+    mine = tenant_predicate(tenant_column)
+    return [
+        Policy(f"{table}_tenant", APP_ROLE, mine),
+        # The floor: permissive policies are joined by OR, so a second one added
+        # by mistake would open the table; a restrictive one is joined by AND.
+        Policy(f"{table}_floor", APP_ROLE, mine, permissive=False),
+        platform_policy(table),
+    ]
+
+
+def trigger(
+    table: str, *, append_only: bool, touched: bool, tenant_column: str = "org_id", schema: str = SCHEMA
+) -> Trigger:
     """Return the one BEFORE UPDATE trigger: it keeps updated_at, holds org_id, or refuses the update."""
     if append_only:
         function = "refuse_update"
@@ -97,9 +117,9 @@ def trigger(table: str, *, append_only: bool, touched: bool, tenant_column: str,
         function = "touch_and_keep_org" if touched else "keep_org"
     else:
         function = "touch"
-    return (
-        f"CREATE TRIGGER {table}_before_update BEFORE UPDATE ON {schema}.{table} "
-        f"FOR EACH ROW EXECUTE FUNCTION {SCHEMA}.{function}()"
+    return Trigger(
+        f"{table}_before_update",
+        f"BEFORE UPDATE ON {schema}.{table} FOR EACH ROW EXECUTE FUNCTION {SCHEMA}.{function}()",
     )
 
 
@@ -144,13 +164,14 @@ TRIGGER_FUNCTIONS = {
 }
 
 
+def trigger_functions() -> list[Function]:
+    """Return the functions that secure()'s triggers call."""
+    return [Function(name, f"\nBEGIN{body}\n    RETURN NEW;\nEND ") for name, body in TRIGGER_FUNCTIONS.items()]
+
+
 def create_trigger_functions() -> list[str]:
     """Make the functions that secure()'s triggers call."""
-    return [
-        f"CREATE FUNCTION {SCHEMA}.{name}() RETURNS trigger LANGUAGE plpgsql AS "
-        f"$$\nBEGIN{body}\n    RETURN NEW;\nEND $$"
-        for name, body in TRIGGER_FUNCTIONS.items()
-    ]
+    return [function.create() for function in trigger_functions()]
 
 
 def drop_trigger_functions() -> list[str]:

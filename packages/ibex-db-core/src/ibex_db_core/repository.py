@@ -222,12 +222,7 @@ class BaseRepository(Generic[T]):
             InvalidInputError: no such field, or a value that breaks its rule.
             NotFoundError: no such row in this organization.
         """
-        if not changes:
-            raise InvalidInputError("changes", changes, "must name at least one field")
-        fixed = {"id", "org_id", "created_at", "updated_at"} & changes.keys()
-        if fixed:
-            raise InvalidInputError(fixed.pop(), "a new value", "cannot be changed")
-        values = self._complete({field: validation.check(self.model, field, value) for field, value in changes.items()})
+        values = self._checked(changes)
         ident = validation.uuid("id", ident)
         statement = update(self.model).where(*self._scope(), self._id == ident).values(values)
         return await self._change(statement, ident)
@@ -332,6 +327,15 @@ class BaseRepository(Generic[T]):
         if self._org_id is None:
             raise TenantMissingError(f"name the organization: {type(self).__name__}(session, org_id)")
         return self._org_id
+
+    def _checked(self, changes: dict[str, object]) -> dict[str, object]:
+        """Return the values of an update as they will be stored, and what follows from them."""
+        if not changes:
+            raise InvalidInputError("changes", changes, "must name at least one field")
+        fixed = {"id", "org_id", "created_at", "updated_at"} & changes.keys()
+        if fixed:
+            raise InvalidInputError(fixed.pop(), "a new value", "cannot be changed")
+        return self._complete({field: validation.check(self.model, field, value) for field, value in changes.items()})
 
     def _complete(self, values: dict[str, object]) -> dict[str, object]:
         """Add to checked changes what follows from them, for example the hash of a new content."""

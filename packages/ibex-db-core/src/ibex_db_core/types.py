@@ -35,7 +35,7 @@ BINARY_VECTORS = "ibex_binary_vectors"
 # beyond these has sums that under- or overflow, and cosine distances of NaN, or wrong ones.
 _SMALLEST, _LARGEST = 1e-15, 1e16
 
-_MOST = 16_000  # pgvector's own limit
+_MOST_DIMENSIONS = 16_000  # pgvector's own limit
 
 
 def pack_vector(value: VectorLike, *, dim: int | None = None, field: str = "embedding") -> pgvector.Vector:
@@ -64,8 +64,10 @@ def pack_vector(value: VectorLike, *, dim: int | None = None, field: str = "embe
             floats = array("f", value)
         except (TypeError, ValueError, OverflowError) as exc:
             raise InvalidInputError(field, value, "must be a sequence of float32 numbers") from exc
-        if len(floats) > _MOST:
-            raise InvalidInputError(field, f"{len(floats)} numbers", f"must have at most {_MOST:,} dimensions")
+        if len(floats) > _MOST_DIMENSIONS:
+            raise InvalidInputError(
+                field, f"{len(floats)} numbers", f"must have at most {_MOST_DIMENSIONS:,} dimensions"
+            )
         numbers = floats
         packed = _from_array(floats)
     if not numbers:

@@ -34,10 +34,11 @@ from ibex_db_memory.repositories import (
     Neighbor,
     Outcome,
     RememberedMany,
+    Resumed,
     SessionRepository,
     TagCount,
 )
-from ibex_db_memory.search import HALF_LIFE_DAYS, Hit, Hits, HotMemory, HotWeights, Plan, ScoreParts
+from ibex_db_memory.search import HALF_LIFE_DAYS, Hit, HitParts, Hits, HotMemory, HotWeights, Plan, ScoreParts
 from ibex_db_memory.state import state_hash
 from ibex_db_memory.transfer import Imported, ImportedItem, ImportOutcome
 
@@ -53,6 +54,7 @@ __all__ = [
     "Direction",
     "ExportDamagedError",
     "Hit",
+    "HitParts",
     "Hits",
     "HotMemory",
     "HotWeights",
@@ -75,6 +77,7 @@ __all__ = [
     "Plan",
     "RelationshipType",
     "RememberedMany",
+    "Resumed",
     "ScoreParts",
     "Session",
     "SessionRepository",

@@ -1,7 +1,9 @@
 """Organizations, users, agents, tokens, directives."""
 
+# Core's, for db.authenticate() is core's too; the front door has them from there.
+from ibex_db_core.errors import InvalidTokenError as InvalidTokenError
+from ibex_db_core.identity import TokenIdentity as TokenIdentity, TokenKind as TokenKind
 from ibex_db_tenancy.erasure import Erased
-from ibex_db_tenancy.errors import InvalidTokenError
 from ibex_db_tenancy.models import (
     Agent,
     AgentStatus,
@@ -16,7 +18,7 @@ from ibex_db_tenancy.models import (
     OrganizationStatus,
     OrganizationTier,
     Token,
-    TokenKind,
+    TokenState,
     User,
     UserRole,
     UserStatus,
@@ -44,7 +46,6 @@ __all__ = [
     "ErasureReceipt",
     "ErasureRepository",
     "ErasureTombstone",
-    "InvalidTokenError",
     "IssuedToken",
     "Organization",
     "OrganizationErasure",
@@ -52,8 +53,8 @@ __all__ = [
     "OrganizationStatus",
     "OrganizationTier",
     "Token",
-    "TokenKind",
     "TokenRepository",
+    "TokenState",
     "User",
     "UserRepository",
     "UserRole",

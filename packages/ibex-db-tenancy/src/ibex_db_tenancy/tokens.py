@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import Final
 from uuid import UUID
 
-from ibex_db_tenancy.errors import InvalidTokenError
+from ibex_db_core.errors import InvalidTokenError
 
 __all__ = ["TOKEN_PATTERN", "Minted", "ParsedToken", "matches", "mint", "parse", "token_hash"]
 

@@ -3,6 +3,7 @@
 import asyncio
 import io
 import threading
+import warnings
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, redirect_stdout
 from dataclasses import dataclass
@@ -12,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from alembic import command
-from alembic.autogenerate import compare_metadata
+from alembic.autogenerate import produce_migrations
 from alembic.config import Config
+from alembic.operations.ops import MigrationScript
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
@@ -92,10 +94,12 @@ def _escaped(path: Path) -> str:
 def configure_online(context: "EnvironmentContext") -> None:
     """Tell Alembic about our schema; called from env.py."""
     connection = cast("Connection", context.config.attributes["connection"])
-    context.configure(connection=connection, transaction_per_migration=True, **cast("Any", _comparison(connection)))
+    options = comparison(connection)
+    connection.rollback()  # reading began a transaction; Alembic wants to begin its own
+    context.configure(connection=connection, transaction_per_migration=True, **cast("Any", options))
 
 
-def _comparison(connection: Connection) -> dict[str, object]:
+def comparison(connection: Connection) -> dict[str, object]:
     """Return what to compare: our schema only, and partitions through their parent."""
     of_schema = "JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = :schema"
     skipped = set(
@@ -115,7 +119,6 @@ def _comparison(connection: Connection) -> dict[str, object]:
             {"schema": SCHEMA},
         )
     }
-    connection.rollback()  # reading began a transaction; Alembic wants to begin its own
 
     def include(name: str | None, kind: str, parents: Mapping[str, str | None]) -> bool:
         if kind == "schema":
@@ -132,6 +135,16 @@ def _comparison(connection: Connection) -> dict[str, object]:
         "compare_type": True,
         "compare_server_default": True,
     }
+
+
+def compared(connection: Connection, models: MetaData) -> tuple[MigrationScript, list[str]]:
+    """Return what Alembic would do to the database, and what it sees and cannot do: generated columns."""
+    options = {**comparison(connection), "target_metadata": models}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        script = produce_migrations(MigrationContext.configure(connection, opts=options), models)
+    complaints = [str(warning.message) for warning in caught if "cannot be modified" in str(warning.message)]
+    return script, complaints
 
 
 class Migrator:
@@ -168,6 +181,7 @@ class Migrator:
             connection.execute(text("SET row_security = off"))
             connection.commit()
             before = _applied(connection)
+            connection.rollback()  # as in configure_online
             self._command(connection, lambda config: command.upgrade(config, revision))
             after = _applied(connection)
             return [step for step in _revisions(after) if step.applied and step.id not in before]
@@ -187,14 +201,22 @@ class Migrator:
     async def current(self) -> list[Revision]:
         """Return every revision of the installed wheels, oldest first, each with whether it is applied."""
         async with self._engine.connect() as connection:
-            return await connection.run_sync(lambda sync: _revisions(_applied(sync)))
+            return await connection.run_sync(steps)
 
     async def check(self) -> list[str]:
-        """Return how the live schema differs from the models; an empty list means it does not."""
+        """Return how the live schema differs from the models; an empty list means it does not.
+
+        Alembic compares tables, columns and indexes; the doctor's checks of policies, grants,
+        constraints, triggers, functions and views are told too, each with its code.
+        """
+        from ibex_db_core.doctor.audit import ISOLATION, examine  # the room above, which stands on this one
 
         def run(connection: Connection) -> list[str]:
-            context = MigrationContext.configure(connection, opts=_comparison(connection))
-            return [_told(difference) for difference in compare_metadata(context, metadata())]
+            script, complaints = compared(connection, metadata())
+            operations = script.upgrade_ops
+            drift = [told(one) for one in operations.as_diffs()] if operations is not None else []
+            isolation = examine(connection, checks=ISOLATION).findings
+            return [*drift, *complaints, *(f"{found.object}: {found.risk} ({found.code})" for found in isolation)]
 
         async with self._engine.connect() as connection:
             return await connection.run_sync(run)
@@ -265,13 +287,24 @@ def _applied(connection: Connection) -> set[str]:
     """Return the applied revisions, ancestors included."""
     context = MigrationContext.configure(connection, opts={"version_table_schema": SCHEMA})
     heads = context.get_current_heads()
-    connection.rollback()
     script = ScriptDirectory.from_config(_config())
     known = [head for head in heads if _known(script, head)]
     if not known:
         return set()
     steps = script.revision_map.iterate_revisions(tuple(known), "base", implicit_base=True, inclusive=True)
     return {step.revision for step in steps}
+
+
+def steps(connection: Connection) -> list[Revision]:
+    """Return every revision of the installed wheels, each with whether it is applied."""
+    return _revisions(_applied(connection))
+
+
+def strangers(connection: Connection) -> list[str]:
+    """Return the revisions that the database is at and that no installed wheel knows."""
+    script = ScriptDirectory.from_config(_config())
+    context = MigrationContext.configure(connection, opts={"version_table_schema": SCHEMA})
+    return [head for head in context.get_current_heads() if not _known(script, head)]
 
 
 def _known(script: ScriptDirectory, revision: str) -> bool:
@@ -293,10 +326,10 @@ def _revisions(applied: Iterable[str]) -> list[Revision]:
     return sorted(steps, key=lambda step: order.index(step.wheel) if step.wheel in order else len(order))
 
 
-def _told(difference: object) -> str:
+def told(difference: object) -> str:
     """Say in words what Alembic found; what we have no words for is quoted."""
     if isinstance(difference, list):
-        return "; ".join(_told(part) for part in cast("list[object]", difference))
+        return "; ".join(told(part) for part in cast("list[object]", difference))
     kind, *parts = cast("tuple[str, *tuple[Any, ...]]", difference)
     verb, _, what = kind.partition("_")
     if verb == "modify":

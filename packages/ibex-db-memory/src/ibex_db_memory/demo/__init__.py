@@ -1,7 +1,7 @@
 """`ibex-db demo`: a corpus in, searches out, and a proof that organizations cannot reach each other.
 
 `claim` is what everything rests on: a statement, whether it holds, and what
-shows it.  `lines` reads files and `corpus` makes memories and questions of
+shows it.  `lines` reads files, `corpus` and `questions` make sense of
 them; `storing`, `searching` and `scenes` act on a database; `isolation` proves
 the walls, on `roads` of `attempts` that a `trial` judges; `story` plays it all
 in order.  `report` is the result, and `rendering` alone knows of a terminal.

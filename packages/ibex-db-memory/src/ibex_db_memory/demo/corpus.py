@@ -1,39 +1,32 @@
 """A corpus: memories with their vectors, and questions that it answers; ours from the wheel, or anybody's files."""
 
 import re
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 from ibex_db_core import validation
 from ibex_db_core.errors import InvalidInputError
 from ibex_db_memory.content import content_hash
 from ibex_db_memory.demo.lines import Line, read_lines, read_vectors
+from ibex_db_memory.demo.questions import Answers, Question, Scope, read_question
 from ibex_db_memory.drafts import MemoryDraft, check_draft
 from ibex_db_memory.models import MemoryCategory
-from ibex_db_tenancy.models import Agent
 
 if TYPE_CHECKING:
     from ibex_db_memory.demo.lines import Vectors
 
-__all__ = ["Corpus", "Question", "Record", "Scope", "builtin", "own", "slug_of"]
-
-Scope = tuple[str, str]
-"""An organization's name and an agent's."""
+__all__ = ["Corpus", "Record", "builtin", "own", "slug_of"]
 
 # What a line may say that a memory has a place for; whatever else it says goes into the memory's metadata.
 _PLACED = ("content", "category", "source", "confidence", "tags", "embedding_model")
 _CONSUMED = {*_PLACED, "text", "agent", "organization", "metadata", "usefulness", "retrievals", "age_days"}
 _MOMENTS = ("said_at", "created_at", "created")
-
-# An evidence entry of a question can name several memories at once.
-_SEPARATORS = re.compile(r"[ ,;]+")
 
 # Postgres keeps no moment before 4713 BC; nobody's memory is older than this.
 _OLDEST_DAYS = 100_000.0
@@ -60,21 +53,6 @@ class Record:
     def twin_key(self) -> tuple[Scope, str]:
         """What two records share that become one memory."""
         return self.scope, content_hash(str(self.draft["content"]))
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """One question, the scope that it is asked in, and the records that answer it.
-
-    Attributes:
-        agent: None asks all of the organization's.
-        expected: positions in the corpus, ascending; empty where nobody says.
-    """
-
-    organization: str
-    agent: str | None
-    text: str
-    expected: Sequence[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,8 +134,8 @@ def own(
     matrix = read_vectors(vectors, lines=len(records), of=memories.name)
     if questions is None or question_vectors is None:
         return Corpus(name, records, matrix)
-    answers = _Answers(records)
-    asked = [_question(line, name, answers) for line in read_lines(questions)]
+    answers = Answers((record.scope, record.key) for record in records)
+    asked = [read_question(line, name, answers) for line in read_lines(questions)]
     return Corpus(name, records, matrix, asked, read_vectors(question_vectors, lines=len(asked), of=questions.name))
 
 
@@ -186,7 +164,7 @@ def _record(line: Line, default: str) -> Record:
     check_draft({**draft, "agent_id": _NOBODY}, _NOBODY)
     key = fields.get("dia_id", fields.get("id"))
     return Record(
-        scope=(_name(line, default, "organization"), _name(line, "agent", "agent", "conversation")),
+        scope=(line.name("organization", default=default), line.name("agent", "conversation", default="agent")),
         draft=draft,
         key=None if key is None else str(key),
         age_days=age_days,
@@ -195,13 +173,6 @@ def _record(line: Line, default: str) -> Record:
 
 
 _NOBODY = UUID(int=0)
-
-
-def _name(line: Line, default: str, *fields: str) -> str:
-    """Return the first of these fields that the line has; numbers are names too."""
-    found = next((line.fields[field] for field in fields if line.fields.get(field) is not None), default)
-    named = str(found) if isinstance(found, int) and not isinstance(found, bool) else found
-    return cast("str", line.checked(lambda: validation.check(Agent, "name", named)))
 
 
 def _moment(fields: Mapping[str, object]) -> datetime | None:
@@ -214,50 +185,3 @@ def _moment(fields: Mapping[str, object]) -> datetime | None:
         if found.tzinfo is not None:
             return found
     return None
-
-
-# -- questions
-
-
-class _Answers:
-    """Where the memories are that questions name."""
-
-    def __init__(self, records: Sequence[Record]) -> None:
-        self.records = records
-        self.organizations = {record.scope[0] for record in records}
-        self.scopes = {record.scope for record in records}
-        self._keyed: defaultdict[str, list[int]] = defaultdict(list)
-        for position, record in enumerate(records):
-            if record.key is not None:
-                self._keyed[record.key].append(position)
-
-    def within(self, organization: str, agent: str | None, key: str) -> Sequence[int]:
-        """Return the records of a scope that are called so."""
-        scopes = ((position, self.records[position].scope) for position in self._keyed.get(key, ()))
-        return [position for position, scope in scopes if scope[0] == organization and agent in {None, scope[1]}]
-
-
-def _question(line: Line, default: str, answers: _Answers) -> Question:
-    text = line.fields.get("question", line.fields.get("text"))
-    text = line.checked(lambda: validation.text("question", text, shortest=1))
-    organization = _name(line, default, "organization")
-    named = line.fields.get("agent", line.fields.get("conversation"))
-    agent = None if named is None else _name(line, "", "agent", "conversation")
-    if organization not in answers.organizations:
-        raise line.refuse("organization", organization, "must be one that has memories")
-    if agent is not None and (organization, agent) not in answers.scopes:
-        raise line.refuse("agent", agent, f"must be one of {organization} that has memories")
-    rows = _list(line, "expected")
-    last = len(answers.records) - 1
-    expected = {line.checked(lambda row=row: validation.integer("expected", row, 0, last)) for row in rows}  # type: ignore[misc]
-    for entry in _list(line, "evidence"):
-        for key in _SEPARATORS.split(str(entry)):
-            expected.update(answers.within(organization, agent, key))
-    return Question(organization, agent, text, sorted(expected))
-
-
-def _list(line: Line, field: str) -> Sequence[object]:
-    found = line.fields.get(field, [])
-    if not isinstance(found, list):
-        raise line.refuse(field, found, "must be a list")
-    return cast("list[object]", found)

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, cast
 
+from ibex_db_core import validation
 from ibex_db_core.errors import ConfigurationError, InvalidInputError
 from ibex_db_memory.models import EMBEDDING_DIMENSIONS
+from ibex_db_tenancy.models import Agent
 
 if TYPE_CHECKING:
     import numpy as np
@@ -55,6 +57,12 @@ class Line:
             raise
         except InvalidInputError as exc:
             raise self.refuse(exc.field, exc.value, exc.rule) from exc
+
+    def name(self, *fields: str, default: str) -> str:
+        """Return what the first of these fields that is given says, as a name; numbers are names too."""
+        found = next((self.fields[field] for field in fields if self.fields.get(field) is not None), default)
+        named = str(found) if isinstance(found, int) and not isinstance(found, bool) else found
+        return cast("str", self.checked(lambda: validation.check(Agent, "name", named)))
 
 
 def read_lines(path: Path) -> Sequence[Line]:

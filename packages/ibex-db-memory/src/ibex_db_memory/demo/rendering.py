@@ -151,11 +151,8 @@ def _hot(report: Report) -> RenderableType:
 
 
 def _history(report: Report) -> RenderableType:
-    rows = [
-        (str(one.number), one.operation, f"{one.confidence:.2f}", one.content, one.reason or "")
-        for one in report.history
-    ]
-    return _plain([Column("#", justify="right"), "What", "Conf.", "Content after it", "Reason"], rows)
+    rows = [(str(one.number), one.operation, one.content, one.reason or "") for one in report.history]
+    return _plain([Column("#", justify="right"), "What", "Content after it", "Reason"], rows)
 
 
 def _proof(report: Report) -> RenderableType:

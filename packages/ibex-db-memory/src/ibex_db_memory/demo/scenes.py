@@ -13,7 +13,7 @@ from ibex_db_core.errors import AccessDeniedError
 from ibex_db_core.tenant import ScopedSession
 from ibex_db_memory.content import content_hash
 from ibex_db_memory.demo.claim import Claim
-from ibex_db_memory.demo.corpus import Scope
+from ibex_db_memory.demo.questions import Scope
 from ibex_db_memory.demo.storing import Stored
 from ibex_db_memory.models import Memory, MemoryCategory, MemoryVersion
 from ibex_db_memory.repositories import MemoryRepository
@@ -144,28 +144,24 @@ class Version:
 
     number: int
     operation: str
-    confidence: float
     content: str
     reason: str | None
 
 
 _FIRST_WORDING = "The Alder Street garage closes at 22:00; later, patients leave by the loading ramp."
-_SECOND_WORDING = "The Alder Street garage closes at 23:00 since its new lease; the loading ramp stays shut."
+_SECOND_WORDING = "The Alder Street garage closes at 23:00 under its new lease; the loading ramp stays shut."
 _MARK = {"scene": "ibex-db demo: history"}
 
 
 async def history(db: Database, stored: Stored, scope: Scope) -> tuple[Sequence[Version], Sequence[Claim]]:
-    """Correct a memory, once in its life, and read what the database wrote down about it."""
+    """Change a memory and take it back, once in its life, and read what the database wrote down about it."""
     org_id = stored.organizations[scope[0]]
-    memory_id = await db.run(org_id, _corrected, stored.agents[scope])
+    memory_id = await db.run(org_id, _changed, stored.agents[scope])
     async with db.tenant(org_id) as session:
         repository = MemoryRepository(session)
         memory = await repository.get(memory_id)
         versions = await repository.history(memory_id)
-        shown = [
-            Version(one.version_num, one.operation.value, float(one.confidence), one.content, one.change_reason)
-            for one in versions
-        ]
+        shown = [Version(one.version_num, one.operation.value, one.content, one.change_reason) for one in versions]
         last = versions[-1]
         same = (last.content, last.confidence, last.status) == (memory.content, memory.confidence, memory.status)
         refusal = await _rewritten(session, last)
@@ -180,8 +176,8 @@ async def history(db: Database, stored: Stored, scope: Scope) -> tuple[Sequence[
     ]
 
 
-async def _corrected(session: ScopedSession, agent_id: UUID) -> UUID:
-    """Return the memory of this scene, making and correcting it where that was not done yet; all or nothing."""
+async def _changed(session: ScopedSession, agent_id: UUID) -> UUID:
+    """Return the memory of this scene, making and changing it where that was not done yet; all or nothing."""
     # Two demos at once: the second waits here, and finds what the first has made.
     await session.execute(select(Agent.id).where(Agent.id == agent_id).with_for_update(key_share=True))
     repository = MemoryRepository(session)
@@ -192,19 +188,11 @@ async def _corrected(session: ScopedSession, agent_id: UUID) -> UUID:
         agent_id=agent_id,
         content=_FIRST_WORDING,
         category=MemoryCategory.FACTUAL,
-        confidence=0.6,
         metadata=dict(_MARK),
     )
-    await _because(session, "the garage's new lease")
     await repository.update(made.memory.id, content=_SECOND_WORDING)
-    await _because(session, "confirmed by the practice manager")
-    await repository.update(made.memory.id, confidence=0.97)
+    await repository.revert(made.memory.id, 1, reason="the new lease starts next year")
     return made.memory.id
-
-
-async def _because(session: ScopedSession, reason: str) -> None:
-    """Give the database the reason that it writes beside the next change."""
-    await session.execute(text("SELECT set_config('app.change_reason', :reason, true)"), {"reason": reason})
 
 
 async def _rewritten(session: ScopedSession, version: MemoryVersion) -> str | None:

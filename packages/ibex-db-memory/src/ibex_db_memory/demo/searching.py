@@ -13,7 +13,7 @@ from ibex_db_core.database import Database
 from ibex_db_core.tenant import ScopedSession
 from ibex_db_core.types import Vector
 from ibex_db_memory.demo.claim import Claim
-from ibex_db_memory.demo.corpus import Question
+from ibex_db_memory.demo.questions import Question
 from ibex_db_memory.demo.storing import Progress, Stored
 from ibex_db_memory.models import EMBEDDING_DIMENSIONS
 from ibex_db_memory.repositories import MemoryRepository

@@ -8,7 +8,8 @@ from sqlalchemy import ARRAY, Float, Integer, Uuid, bindparam, text
 
 from ibex_db_core.database import Database
 from ibex_db_core.tenant import ScopedSession
-from ibex_db_memory.demo.corpus import Corpus, Scope, slug_of
+from ibex_db_memory.demo.corpus import Corpus, slug_of
+from ibex_db_memory.demo.questions import Scope
 from ibex_db_memory.repositories import MemoryRepository
 from ibex_db_tenancy.models import Agent, Organization
 from ibex_db_tenancy.repositories import AgentRepository, OrganizationRepository

@@ -8,7 +8,6 @@ from uuid import UUID
 from sqlalchemy import (
     CheckConstraint,
     Column,
-    Computed,
     Index,
     Numeric,
     String,
@@ -26,6 +25,7 @@ from ibex_db_core.base import Base, OrgScoped, SoftDeleted, Timestamped, json_is
 from ibex_db_core.errors import InvalidInputError
 from ibex_db_core.types import JsonObject, Vector, enum_type
 from ibex_db_memory.content import MAX_CONTENT_LENGTH, MIN_CONTENT_LENGTH, content_hash
+from ibex_db_memory.models._guards import MEMORIES
 from ibex_db_memory.models.enums import MemoryCategory, MemorySource, MemoryStatus
 
 if TYPE_CHECKING:
@@ -41,9 +41,9 @@ _UNIT = {"range": (0, 1)}
 
 # A column of the table and not of the mapper, which would have every INSERT and
 # UPDATE return what the database computed: kilobytes that nobody reads.
-_SEARCH_VECTOR: Column[str] = Column(
-    "search_vector", TSVECTOR, Computed("to_tsvector('english'::regconfig, content)", persisted=True), nullable=False
-)
+# A trigger fills it, not GENERATED: that would compute it anew, and write the
+# index of words and the vector index, for every bump of a counter.
+_SEARCH_VECTOR: Column[str] = Column("search_vector", TSVECTOR, nullable=False)
 
 
 def _hash_of_inserted(context: DefaultExecutionContext) -> str:
@@ -76,6 +76,7 @@ class Memory(OrgScoped, SoftDeleted, Timestamped, Base):
     """
 
     __tablename__ = "memories"
+    __guards__ = MEMORIES
 
     agent_id: Mapped[UUID]
     session_id: Mapped[UUID | None]
@@ -184,6 +185,14 @@ class Memory(OrgScoped, SoftDeleted, Timestamped, Base):
             postgresql_using="hnsw",
             postgresql_with={"m": 16, "ef_construction": 200},
             postgresql_ops={"embedding": "vector_cosine_ops"},
+        ),
+        # MemoryRepository.search(text=...), inside the function memories_bm25:
+        # under row-level security @@ would not use it.
+        Index(
+            "memories_search_vector_idx",
+            "search_vector",
+            postgresql_using="gin",
+            postgresql_with={"fastupdate": "off"},
         ),
         # MemoryRepository.expire_due.
         Index(

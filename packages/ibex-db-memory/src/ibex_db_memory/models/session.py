@@ -9,6 +9,7 @@ from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from ibex_db_core.base import Base, OrgScoped, Timestamped, json_is_object, parent_key
 from ibex_db_core.types import JsonObject, enum_type
+from ibex_db_memory.models._guards import SESSIONS
 from ibex_db_memory.models.enums import SessionStatus
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class Session(OrgScoped, Timestamped, Base):
     """
 
     __tablename__ = "sessions"
+    __guards__ = SESSIONS
 
     agent_id: Mapped[UUID]
     user_id: Mapped[UUID | None]

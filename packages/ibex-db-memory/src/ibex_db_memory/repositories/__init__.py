@@ -10,7 +10,7 @@ from ibex_db_memory.repositories.memory import (
     RememberedMany,
     TagCount,
 )
-from ibex_db_memory.repositories.session import SessionRepository
+from ibex_db_memory.repositories.session import Resumed, SessionRepository
 
 __all__ = [
     "Direction",
@@ -20,6 +20,7 @@ __all__ = [
     "Neighbor",
     "Outcome",
     "RememberedMany",
+    "Resumed",
     "SessionRepository",
     "TagCount",
 ]

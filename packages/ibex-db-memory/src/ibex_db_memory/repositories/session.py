@@ -1,20 +1,25 @@
 """Sessions of agents, and the checkpoints to resume them from."""
 
-from typing import Any, cast
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, ClassVar, cast
 from uuid import UUID
 
-from sqlalchemy import Column, Text, Uuid, bindparam, select, text
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy import Column, ColumnElement, Text, Uuid, bindparam, func, literal_column, select, text, update
+from sqlalchemy.dialects.postgresql import JSONB, insert
 
 from ibex_db_core import validation
-from ibex_db_core.errors import NotFoundError
-from ibex_db_core.repository import BaseRepository
+from ibex_db_core.errors import InvalidInputError, NotFoundError
+from ibex_db_core.steps import SteppedRepository, illegal
 from ibex_db_core.types import JsonObject
 from ibex_db_memory.errors import CheckpointDamagedError
-from ibex_db_memory.models import Checkpoint, Session, SessionStatus
+from ibex_db_memory.models import SESSION_STEPS, Checkpoint, Session, SessionStatus
+from ibex_db_memory.search.filters import limit_of
 from ibex_db_memory.state import canonical_state, state_hash
 
-_CHECKPOINT = (
+_CHECKPOINT = select(Checkpoint).from_statement(
     text(
         """
     WITH numbered AS (
@@ -37,10 +42,39 @@ _CHECKPOINT = (
 )
 
 
-class SessionRepository(BaseRepository[Session]):
-    """The sessions of one organization."""
+_log = logging.getLogger("ibex_db.sessions")
+
+# What the index sessions_live_heartbeat_idx holds: a session that ought to show signs of life.
+_LIVE = (SessionStatus.INITIALIZING, SessionStatus.ACTIVE, SessionStatus.RESUMING)
+
+# Checkpoints that resume() looks through for an intact one, newest first, before it gives up.
+_LOOKED_THROUGH = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """A session that goes on, and where from.
+
+    Attributes:
+        session: it is RESUMING; tell activate() when the run is up.
+        checkpoint: the newest intact one; None where there is none.
+    """
+
+    session: Session
+    checkpoint: Checkpoint | None
+
+
+class SessionRepository(SteppedRepository[Session]):
+    """The sessions of one organization: ``sessions = SessionRepository(session)``.
+
+    Statuses move by SESSION_STEPS only, in raw SQL too:
+
+        initializing -> active <-> suspended, resuming -> active
+        any live one -> completed, failed, abandoned; the last two -> resuming
+    """
 
     model = Session
+    steps: ClassVar = SESSION_STEPS
 
     async def start(
         self,
@@ -63,6 +97,11 @@ class SessionRepository(BaseRepository[Session]):
         Raises:
             ConflictError: the agent has a session of this external_id.
             ForeignKeyError: no such agent, user or directive version in this organization.
+
+        Example:
+            >>> run = await sessions.start(agent_id=agent.id)
+            >>> run.status
+            <SessionStatus.ACTIVE: 'active'>
         """
         return await self.add(
             Session(
@@ -75,12 +114,226 @@ class SessionRepository(BaseRepository[Session]):
             )
         )
 
+    async def get_or_start(
+        self,
+        external_id: str,
+        *,
+        agent_id: UUID,
+        user_id: UUID | None = None,
+        metadata: JsonObject | None = None,
+    ) -> Session:
+        """Return the agent's session of this name, whatever its status, or start it; race-free.
+
+        Raises:
+            ForeignKeyError: no such agent or user in this organization.
+
+        Example:
+            >>> first = await sessions.get_or_start("call-17", agent_id=agent.id)
+            >>> (await sessions.get_or_start("call-17", agent_id=agent.id)).id == first.id
+            True
+        """
+        values = {
+            "org_id": self._tenant,
+            "agent_id": validation.uuid("agent_id", agent_id),
+            "user_id": validation.check(Session, "user_id", user_id),
+            "external_id": validation.check(Session, "external_id", external_id),
+            "status": SessionStatus.ACTIVE,
+            "metadata": validation.json_object("metadata", {} if metadata is None else metadata),
+        }
+        if values["external_id"] is None:
+            raise InvalidInputError("external_id", None, "is required")
+        elements, predicate = self._unique_key("sessions_external_id_key")
+        statement = insert(self._table).values(values)
+        statement = statement.on_conflict_do_nothing(index_elements=elements, index_where=predicate)
+        same = (Session.agent_id == agent_id, Session.external_id == external_id)
+        while True:
+            # Most calls find it.  Where it is missing, whoever inserts first wins, and the others find it next time.
+            found = (await self._execute(self._select().where(*same))).scalars().one_or_none()
+            if found is not None:
+                return cast("Session", found)
+            await self._execute(statement)
+
+    async def activate(self, session_id: UUID) -> Session:
+        """Say that an initializing or resuming run is up; it is ACTIVE.
+
+        Raises:
+            IllegalTransitionError: it is neither.
+            NotFoundError: no such session in this organization.
+
+        Example:
+            >>> run = await sessions.start(agent_id=agent.id)
+            >>> _ = await sessions.suspend(run.id)
+            >>> _ = await sessions.resume(run.id)
+            >>> (await sessions.activate(run.id)).status
+            <SessionStatus.ACTIVE: 'active'>
+        """
+        return await self._step(session_id, SessionStatus.ACTIVE, {"last_heartbeat_at": func.now()})
+
+    async def heartbeat(self, session_id: UUID, *, turns: int = 0) -> Session:
+        """Show that a run is alive, and count the turns that it has taken since.
+
+        Args:
+            session_id: the run; initializing, active or resuming.
+            turns: to add to turn_count, 0 or more.
+
+        Raises:
+            IllegalTransitionError: the run has ended or is suspended: nobody should be running it.
+            NotFoundError: no such session in this organization.
+
+        Example:
+            >>> run = await sessions.start(agent_id=agent.id)
+            >>> (await sessions.heartbeat(run.id, turns=2)).turn_count
+            2
+        """
+        ident = validation.uuid("session_id", session_id)
+        statement = (
+            update(Session)
+            .where(*self._scope(), Session.id == ident, Session.status.in_(_LIVE))
+            .values(
+                last_heartbeat_at=func.now(),
+                turn_count=Session.turn_count + validation.integer("turns", turns, 0, 2**31 - 1),
+            )
+        )
+        try:
+            return await self._change(statement, ident)
+        except NotFoundError:
+            status = await self._status(ident)
+            if status in _LIVE:  # it has come alive this very moment
+                return await self.heartbeat(ident, turns=turns)
+            raise illegal(Session, ident, status, SessionStatus.ACTIVE, self.steps) from None
+
+    async def suspend(self, session_id: UUID) -> Session:
+        """Set a run aside; resume() takes it up again.
+
+        Raises:
+            IllegalTransitionError: it is neither active nor resuming.
+            NotFoundError: no such session in this organization.
+
+        Example:
+            >>> run = await sessions.start(agent_id=agent.id)
+            >>> (await sessions.suspend(run.id)).suspended_at is not None
+            True
+        """
+        return await self._step(session_id, SessionStatus.SUSPENDED, {"suspended_at": func.now()})
+
+    async def resume(self, session_id: UUID) -> Resumed:
+        """Take up a suspended, failed or abandoned run, from its newest intact checkpoint.
+
+        A damaged checkpoint is passed over and logged, to ``ibex_db.sessions``.
+        Of two that resume one run at once, one wins and the other is told.
+
+        Raises:
+            IllegalTransitionError: the run is live, or completed.
+            NotFoundError: no such session in this organization.
+
+        Example:
+            >>> run = await sessions.start(agent_id=agent.id)
+            >>> _ = await sessions.checkpoint(run.id, {"step": 3})
+            >>> _ = await sessions.fail(run.id, error="out of memory")
+            >>> resumed = await sessions.resume(run.id)
+            >>> resumed.checkpoint.state
+            {'step': 3}
+        """
+        values = {"last_heartbeat_at": func.now(), "suspended_at": None, "ended_at": None}
+        session = await self._step(session_id, SessionStatus.RESUMING, values)
+        for checkpoint in await self.checkpoints(session_id, limit=_LOOKED_THROUGH):
+            if checkpoint.is_intact():
+                return Resumed(session, checkpoint)
+            _log.error("checkpoint %s of session %s is damaged", checkpoint.sequence_number, session_id)
+        return Resumed(session, None)
+
+    async def complete(self, session_id: UUID) -> Session:
+        """End a run that has done its work; nothing follows COMPLETED.
+
+        Raises:
+            IllegalTransitionError: it has ended already.
+            NotFoundError: no such session in this organization.
+
+        Example:
+            >>> run = await sessions.start(agent_id=agent.id)
+            >>> (await sessions.complete(run.id)).ended_at is not None
+            True
+        """
+        return await self._step(session_id, SessionStatus.COMPLETED, {"ended_at": func.now()})
+
+    async def fail(self, session_id: UUID, *, error: str) -> Session:
+        """End a run that went wrong; resume() may take it up again.
+
+        Args:
+            session_id: the run.
+            error: what went wrong; kept as last_error.
+
+        Raises:
+            IllegalTransitionError: it has ended already.
+            NotFoundError: no such session in this organization.
+
+        Example:
+            >>> run = await sessions.start(agent_id=agent.id)
+            >>> (await sessions.fail(run.id, error="the model is away")).last_error
+            'the model is away'
+        """
+        values = {"ended_at": func.now(), "last_error": validation.text("error", error, shortest=1)}
+        return await self._step(session_id, SessionStatus.FAILED, values)
+
+    async def find_stale(self, *, older_than: timedelta, limit: int = 100) -> Sequence[Session]:
+        """Return live runs whose last heartbeat is older than this, the oldest first; one index scan.
+
+        Args:
+            older_than: more than zero.
+            limit: how many, 1 to 1000.
+
+        Example:
+            >>> run = await sessions.start(agent_id=agent.id)
+            >>> await sessions.find_stale(older_than=timedelta(minutes=5))
+            []
+        """
+        statement = self._select().where(*_stale(older_than))
+        statement = statement.order_by(Session.last_heartbeat_at, Session.id).limit(limit_of(limit))
+        return (await self._execute(statement)).scalars().all()
+
+    async def abandon_stale(self, *, older_than: timedelta, batch_size: int = 100) -> Sequence[Session]:
+        """Mark up to a batch of stale runs ABANDONED, and return them.
+
+        Call it until it returns none, each time in a transaction of its own.
+        Workers do not wait for each other, and none gets another's: each passes
+        over what another has locked.
+
+        Args:
+            older_than: since the last heartbeat, more than zero.
+            batch_size: runs in one statement, 1 to 1000.
+
+        Example:
+            >>> await sessions.abandon_stale(older_than=timedelta(minutes=5))
+            []
+        """
+        stale = (
+            select(Session.org_id, Session.id)
+            .where(*self._scope(), *_stale(older_than))
+            .order_by(Session.last_heartbeat_at)
+            .limit(validation.integer("batch_size", batch_size, 1, 1000))
+            .with_for_update(skip_locked=True, key_share=True)
+            .cte("stale")
+        )
+        statement = (
+            update(Session)
+            .where(*self._scope(), Session.org_id == stale.c.org_id, Session.id == stale.c.id)
+            .values(status=SessionStatus.ABANDONED, ended_at=func.now())
+            .returning(Session)
+            .execution_options(synchronize_session=False)
+        )
+        return (await self._execute(statement, populate_existing=True)).scalars().all()
+
     async def checkpoint(self, session_id: UUID, state: JsonObject) -> Checkpoint:
         """Save a session's state under the next number; one statement, safe beside other writers.
 
         Raises:
             InvalidInputError: the state is no JSON object.
             NotFoundError: no such session in this organization.
+
+        Example:
+            >>> run = await sessions.start(agent_id=agent.id)
+            >>> (await sessions.checkpoint(run.id, {"step": 1})).sequence_number
+            1
         """
         validation.json_object("state", state)
         parameters = {
@@ -90,7 +343,7 @@ class SessionRepository(BaseRepository[Session]):
             "hash": state_hash(state),
             "size": len(canonical_state(state)),
         }
-        result = await self._execute(select(Checkpoint).from_statement(_CHECKPOINT), parameters)
+        result = await self._execute(_CHECKPOINT, parameters)
         checkpoint = result.scalars().one_or_none()
         if checkpoint is None:
             raise NotFoundError(Session.__name__, session_id)
@@ -101,6 +354,12 @@ class SessionRepository(BaseRepository[Session]):
 
         Raises:
             CheckpointDamagedError: its state is not the one that was saved.
+
+        Example:
+            >>> run = await sessions.start(agent_id=agent.id)
+            >>> _ = await sessions.checkpoint(run.id, {"step": 1})
+            >>> (await sessions.latest_checkpoint(run.id)).state
+            {'step': 1}
         """
         statement = (
             select(Checkpoint)
@@ -117,3 +376,45 @@ class SessionRepository(BaseRepository[Session]):
         if found is not None and not found.is_intact():
             raise CheckpointDamagedError(session_id, found.sequence_number, found.state_hash, state_hash(found.state))
         return found
+
+    async def checkpoints(self, session_id: UUID, *, limit: int = 100) -> Sequence[Checkpoint]:
+        """Return a session's checkpoints, the newest first; ``is_intact()`` tells of each whether it may be trusted.
+
+        Args:
+            session_id: the run.
+            limit: how many, 1 to 1000.
+
+        Example:
+            >>> run = await sessions.start(agent_id=agent.id)
+            >>> _ = await sessions.checkpoint(run.id, {"step": 1})
+            >>> _ = await sessions.checkpoint(run.id, {"step": 2})
+            >>> [checkpoint.sequence_number for checkpoint in await sessions.checkpoints(run.id)]
+            [2, 1]
+        """
+        statement = (
+            select(Checkpoint)
+            .where(
+                Checkpoint.org_id == self._tenant,
+                Checkpoint.session_id == validation.uuid("session_id", session_id),
+            )
+            .order_by(Checkpoint.sequence_number.desc())
+            .limit(limit_of(limit))
+        )
+        return (await self._execute(statement, populate_existing=True)).scalars().all()
+
+    async def _status(self, ident: UUID) -> SessionStatus:
+        statement = select(Session.status).where(*self._scope(), Session.id == ident)
+        found = (await self._execute(statement)).scalar_one_or_none()
+        if found is None:
+            raise NotFoundError(Session.__name__, ident)
+        return cast("SessionStatus", found)
+
+
+def _stale(older_than: timedelta) -> Sequence[ColumnElement[bool]]:
+    if older_than <= timedelta(0):
+        raise InvalidInputError("older_than", older_than, "must be more than zero")
+    return (
+        # Literals, as in the index's predicate: of a parameter the planner cannot tell that it applies.
+        Session.status.in_([literal_column(f"'{status.value}'") for status in _LIVE]),
+        Session.last_heartbeat_at < func.now() - older_than,
+    )

@@ -2,7 +2,7 @@
 
 from ibex_db_memory.search.filters import Filters
 from ibex_db_memory.search.plan import Plan
-from ibex_db_memory.search.query import Hit, Hits
+from ibex_db_memory.search.query import Hit, HitParts, Hits
 from ibex_db_memory.search.ranking import HALF_LIFE_DAYS, HotMemory, HotWeights, ScoreParts
 
-__all__ = ["HALF_LIFE_DAYS", "Filters", "Hit", "Hits", "HotMemory", "HotWeights", "Plan", "ScoreParts"]
+__all__ = ["HALF_LIFE_DAYS", "Filters", "Hit", "HitParts", "Hits", "HotMemory", "HotWeights", "Plan", "ScoreParts"]

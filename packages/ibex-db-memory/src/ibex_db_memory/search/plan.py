@@ -10,8 +10,11 @@ import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 from uuid import UUID
 from weakref import WeakKeyDictionary
+
+V = TypeVar("V")
 
 # Between 1,000 and 5,000 rows the planner already picks the index where a scan
 # is as fast (3-12 ms p95 against 20-60) and better (1.0 against .96-.98).
@@ -31,8 +34,10 @@ class Plan:
 
     Attributes:
         exact: by a full scan of the scope, which misses nothing; otherwise by the HNSW index.
+            Words are always found in full, by their own index.
         reason: why.
-        scope_rows: live and other rows of the scope's agents, counted up to EXACT_UP_TO + 1; None: not counted.
+        scope_rows: live and other rows of the scope's agents, counted up to EXACT_UP_TO + 1 unless
+            a text is given; None: not counted.
         rescanned: the index returned too few rows, so that the full scan was run as well.
     """
 
@@ -42,26 +47,28 @@ class Plan:
     rescanned: bool = False
 
 
-class ScopeSizes:
-    """Sizes of scopes, remembered for half a minute, the least used forgotten first."""
+class ScopeCache(Generic[V]):
+    """Facts about scopes, remembered for half a minute, the least used forgotten first."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._sizes: OrderedDict[Scope, tuple[int, float]] = OrderedDict()
+        self._facts: OrderedDict[Scope, tuple[V, float]] = OrderedDict()
 
-    async def get(self, scope: Scope, count: Callable[[], Awaitable[int]]) -> int:
-        """Return a scope's size, counting it where the last count is stale."""
-        found = self._sizes.get(scope)
+    async def get(self, scope: Scope, count: Callable[[], Awaitable[V]]) -> V:
+        """Return the fact about a scope, counting it where the last count is stale."""
+        found = self._facts.get(scope)
         if found is not None and found[1] > self._clock():
-            self._sizes.move_to_end(scope)
+            self._facts.move_to_end(scope)
             return found[0]
-        size = await count()
-        self._sizes[scope] = (size, self._clock() + _FRESH_SECONDS)
-        self._sizes.move_to_end(scope)
-        while len(self._sizes) > _REMEMBERED:
-            self._sizes.popitem(last=False)
-        return size
+        fact = await count()
+        self._facts[scope] = (fact, self._clock() + _FRESH_SECONDS)
+        self._facts.move_to_end(scope)
+        while len(self._facts) > _REMEMBERED:
+            self._facts.popitem(last=False)
+        return fact
 
+
+ScopeSizes = ScopeCache[int]
 
 _by_engine: "WeakKeyDictionary[object, ScopeSizes]" = WeakKeyDictionary()
 

@@ -20,13 +20,36 @@ class Hit:
 
     Attributes:
         memory: without its embedding, which is read only when asked for.
-        score: what the hits are ordered by, best first; a vector search's is the similarity.
-        similarity: cosine similarity in [-1, 1]; None where the search had no vector.
+        score: what the hits are ordered by, best first; a vector search's is the similarity,
+            a text search's the lexical score, and a hybrid one's lies in [0, 1] and compares
+            within that search only (ibex_db_memory.search.fusion).
+        similarity: cosine similarity in [-1, 1]; None where the search or the memory had no vector.
+        lexical: BM25 score, 0 where no word of the text is said; None where the search had no text.
+        parts: how each leg judged it; None unless explain=True.
     """
 
     memory: Memory
     score: float
     similarity: float | None
+    lexical: float | None = None
+    parts: "HitParts | None" = None
+
+
+@dataclass(frozen=True, slots=True)
+class HitParts:
+    """Where each leg of a search put a hit, and what that added to its score.
+
+    Attributes:
+        vector_rank: its place by similarity among the candidates, from 1; None: not judged by vector.
+        vector_part: the similarity, normalised to [0, 1] over the candidates; None unless hybrid.
+        lexical_rank: its place by BM25 among the candidates, from 1; None: no word of the text is said.
+        lexical_part: the BM25 score, normalised to [0, 1] over the candidates; None unless hybrid.
+    """
+
+    vector_rank: int | None = None
+    vector_part: float | None = None
+    lexical_rank: int | None = None
+    lexical_part: float | None = None
 
 
 class Hits(Sequence[Hit]):

@@ -4,7 +4,7 @@ from ibex_db_tenancy.models.agent import Agent, AgentStatus
 from ibex_db_tenancy.models.directive import Directive, DirectiveVersion, DirectiveVersionStatus
 from ibex_db_tenancy.models.erasure import ErasureKey, ErasureReceipt, ErasureTombstone, OrganizationErasure
 from ibex_db_tenancy.models.organization import Organization, OrganizationStatus, OrganizationTier
-from ibex_db_tenancy.models.token import Token, TokenKind
+from ibex_db_tenancy.models.token import Token, TokenState
 from ibex_db_tenancy.models.user import User, UserRole, UserStatus
 
 __all__ = [
@@ -21,7 +21,7 @@ __all__ = [
     "OrganizationStatus",
     "OrganizationTier",
     "Token",
-    "TokenKind",
+    "TokenState",
     "User",
     "UserRole",
     "UserStatus",

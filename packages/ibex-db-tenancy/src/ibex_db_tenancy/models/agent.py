@@ -35,7 +35,8 @@ class Agent(OrgScoped, Timestamped, SoftDeleted, Base):
         slug: unique among the organization's live agents.
         config: a JSON object; assign a new dict, for changes inside it are not tracked.
         metadata_: the column ``metadata``; a JSON object, as config.
-        active_directive_version_id: the directive that it follows now, of whichever status.
+        active_directive_version_id: the version through which it follows a directive; which text it is told,
+            DirectiveRepository.active_for says.
     """
 
     __tablename__ = "agents"

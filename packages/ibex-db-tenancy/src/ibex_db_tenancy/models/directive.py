@@ -3,7 +3,7 @@
 import hashlib
 from datetime import datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Final, cast
 from uuid import UUID
 
 from sqlalchemy import CheckConstraint, Index, String, UniqueConstraint, text
@@ -11,6 +11,7 @@ from sqlalchemy.engine.default import DefaultExecutionContext
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from ibex_db_core.base import Base, Created, OrgScoped, SoftDeleted, Timestamped, parent_key
+from ibex_db_core.guards import Function, Guards, Trigger
 from ibex_db_core.types import enum_type
 from ibex_db_tenancy.models._rules import DESCRIPTION, NAME, SHA256_HEX, TextRule
 
@@ -22,6 +23,34 @@ if TYPE_CHECKING:
 _CONTENT = TextRule(1, 1_000_000)
 
 
+# What the migration made, as it is meant to be today; the doctor compares a live database with it.
+_KEEP_VERSION = Guards(
+    triggers=(
+        Trigger(
+            "directive_versions_keep_version",
+            "BEFORE UPDATE ON ibex_core.directive_versions "
+            "FOR EACH ROW EXECUTE FUNCTION ibex_core.keep_directive_version()",
+        ),
+    ),
+    functions=(
+        Function(
+            "keep_directive_version",
+            """
+BEGIN
+    IF (NEW.directive_id, NEW.version_number, NEW.content, NEW.content_hash)
+        IS DISTINCT FROM (OLD.directive_id, OLD.version_number, OLD.content, OLD.content_hash)
+    THEN
+        RAISE EXCEPTION 'directive version % is immutable: write a new version instead', OLD.id
+            USING ERRCODE = '23514', CONSTRAINT = 'directive_versions_content_immutable',
+                TABLE = TG_TABLE_NAME, SCHEMA = TG_TABLE_SCHEMA;
+    END IF;
+    RETURN NEW;
+END """,
+        ),
+    ),
+)
+
+
 class DirectiveVersionStatus(StrEnum):
     """The life of a wording; at most one of a directive is active."""
 
@@ -30,6 +59,18 @@ class DirectiveVersionStatus(StrEnum):
     ACTIVE = "active"
     DEPRECATED = "deprecated"
     REVOKED = "revoked"
+
+
+VERSION_STEPS: Final = {
+    DirectiveVersionStatus.DRAFT: frozenset(
+        {DirectiveVersionStatus.REVIEW, DirectiveVersionStatus.ACTIVE, DirectiveVersionStatus.REVOKED}
+    ),
+    DirectiveVersionStatus.REVIEW: frozenset({DirectiveVersionStatus.ACTIVE, DirectiveVersionStatus.REVOKED}),
+    DirectiveVersionStatus.ACTIVE: frozenset({DirectiveVersionStatus.DEPRECATED, DirectiveVersionStatus.REVOKED}),
+    DirectiveVersionStatus.DEPRECATED: frozenset({DirectiveVersionStatus.ACTIVE, DirectiveVersionStatus.REVOKED}),
+    DirectiveVersionStatus.REVOKED: frozenset[DirectiveVersionStatus](),
+}
+"""Which statuses may follow a status; who needs no review activates a draft at once, and REVOKED is the end."""
 
 
 def content_hash(content: str) -> str:
@@ -103,6 +144,7 @@ class DirectiveVersion(OrgScoped, Created, Base):
     """
 
     __tablename__ = "directive_versions"
+    __guards__ = _KEEP_VERSION
     __table_args__ = (
         parent_key("directives", "directive_id"),
         parent_key("directive_versions", "parent_version_id", optional=True),

@@ -9,6 +9,7 @@ from sqlalchemy import BigInteger, CheckConstraint, Index, String, UniqueConstra
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from ibex_db_core.base import Base, OrgScoped, Timestamped, parent_key
+from ibex_db_core.identity import TokenKind
 from ibex_db_core.types import enum_type
 from ibex_db_tenancy.models._rules import DESCRIPTION, NAME, SHA256_HEX, TextRule
 
@@ -20,12 +21,12 @@ if TYPE_CHECKING:
 _PREFIX = TextRule(1, 32)
 
 
-class TokenKind(StrEnum):
-    """In whose name a token speaks."""
+class TokenState(StrEnum):
+    """Whether a token opens anything, by its own row; a revoked one is REVOKED whether it has expired or not."""
 
-    PERSONAL = "personal"
-    ORGANIZATION = "organization"
-    SERVICE = "service"
+    LIVE = "live"
+    EXPIRED = "expired"
+    REVOKED = "revoked"
 
 
 class Token(OrgScoped, Timestamped, Base):
@@ -36,6 +37,8 @@ class Token(OrgScoped, Timestamped, Base):
         prefix: the first characters of the plaintext, safe to show and to log.
         token_hash: SHA-256 of the plaintext, hexadecimal; unique in the organization.
         permissions: a bit set whose meaning is the service's own, 63 bits.
+        last_used_at: written together with use_count, see ibex_db_tenancy.authentication.
+        use_count: successful authentications, as far as they have been counted.
         revoked_by: the user who revoked it; NULL once that user is erased.
     """
 
@@ -44,7 +47,7 @@ class Token(OrgScoped, Timestamped, Base):
         parent_key("users", "user_id"),
         parent_key("agents", "agent_id"),
         parent_key("users", "revoked_by", optional=True),
-        # TokenRepository.by_hash: how every request comes in.
+        # TokenAuthenticator, and TokenRepository.by_hash: how every request comes in.
         UniqueConstraint("org_id", "token_hash"),
         # TokenRepository.of_user; erasing a user looks here too.
         Index(None, "org_id", "user_id"),

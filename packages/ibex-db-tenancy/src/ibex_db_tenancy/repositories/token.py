@@ -3,14 +3,19 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import Any
 from uuid import UUID
 
-from sqlalchemy import func, update
+from sqlalchemy import ColumnElement, and_, func, or_, update
+from sqlalchemy.orm import InstrumentedAttribute
+from sqlalchemy.orm.interfaces import ORMOption
 
 from ibex_db_core import validation
 from ibex_db_core.errors import InvalidInputError, NotFoundError
+from ibex_db_core.identity import TokenKind
+from ibex_db_core.pages import Page
 from ibex_db_core.repository import BaseRepository
-from ibex_db_tenancy.models import Token, TokenKind
+from ibex_db_tenancy.models import Token, TokenState
 from ibex_db_tenancy.tokens import mint
 
 
@@ -28,7 +33,10 @@ class IssuedToken:
 
 
 class TokenRepository(BaseRepository[Token]):
-    """Tokens of one organization."""
+    """Tokens of one organization: ``tokens = TokenRepository(session)``.
+
+    Who comes with one is told by ``db.authenticate(plaintext)``.
+    """
 
     model = Token
 
@@ -52,14 +60,20 @@ class TokenRepository(BaseRepository[Token]):
             permissions: a bit set of the service's own meaning, 63 bits.
             expires_at: from when it opens nothing; None is never.
 
+        Example:
+            >>> issued = await tokens.issue(name="Laptop", user_id=user.id, permissions=0b101)
+            >>> issued.plaintext.startswith(issued.token.prefix)
+            True
+            >>> issued.plaintext in repr(issued)
+            False
+
         Raises:
             InvalidInputError: a personal token without a user, or an expiry in the past.
             ForeignKeyError: the user or agent is not of this organization.
         """
         if kind == TokenKind.PERSONAL and user_id is None:
             raise InvalidInputError("user_id", None, "is required: a personal token speaks for a user")
-        if expires_at is not None and validation.moment("expires_at", expires_at) <= datetime.now(UTC):
-            raise InvalidInputError("expires_at", expires_at, "must lie in the future")
+        _in_the_future(expires_at)
         minted = mint(self._tenant)
         token = Token(
             name=name,
@@ -82,14 +96,21 @@ class TokenRepository(BaseRepository[Token]):
             ident: the token to replace.
             expires_at: of the successor; None takes over the old one's.
 
+        Example:
+            >>> old = await tokens.issue(name="CI", kind=TokenKind.SERVICE, permissions=7)
+            >>> new = await tokens.rotate(old.token.id)
+            >>> new.token.name, new.token.permissions, old.token.revoke_reason
+            ('CI', 7, 'rotated')
+
         Raises:
             NotFoundError: no such token.
-            InvalidInputError: it is revoked or has expired: issue a new one.
+            InvalidInputError: it is revoked or has expired (issue a new one), or expires_at lies in the past.
         """
-        old = await self._revoke(ident, None, "rotated")
+        _in_the_future(expires_at)
+        old = await self._revoke(ident, None, "rotated", _STATES[TokenState.LIVE])
         if old is None:
             await self.get(ident)
-            raise InvalidInputError("token", ident, "must not be revoked already: issue a new one")
+            raise InvalidInputError("token", ident, "must be live, neither revoked nor expired: issue a new one")
         return await self.issue(
             name=old.name,
             kind=old.kind,
@@ -107,32 +128,110 @@ class TokenRepository(BaseRepository[Token]):
             by: the user who revokes it.
             reason: for whoever reads the list later.
 
+        Example:
+            >>> issued = await tokens.issue(name="Laptop", user_id=user.id)
+            >>> token = await tokens.revoke(issued.token.id, by=user.id, reason="lost in a train")
+            >>> token.revoke_reason
+            'lost in a train'
+
         Raises:
             NotFoundError: no such token.
         """
-        return await self._revoke(ident, by, reason) or await self.get(ident)
+        return await self._revoke(ident, by, reason, Token.revoked_at.is_(None)) or await self.get(ident)
+
+    async def list(
+        self,
+        *where: ColumnElement[bool],
+        state: TokenState | None = None,
+        user_id: UUID | None = None,
+        agent_id: UUID | None = None,
+        limit: int = 100,
+        cursor: str | None = None,
+        order_by: InstrumentedAttribute[Any] | None = None,
+        descending: bool = False,
+        include_deleted: bool = False,
+        options: Sequence[ORMOption] = (),
+    ) -> Page[Token]:
+        """Return one page of the tokens that match, newest first; see BaseRepository.list.
+
+        Args:
+            where: conditions, for example ``Token.kind == TokenKind.SERVICE``.
+            state: live, expired or revoked, by the database's clock; None is all of them.
+            user_id: only this user's.
+            agent_id: only this agent's.
+            limit: tokens on a page, 1 to 1000.
+            cursor: the last page's next_cursor; None for the first page.
+            order_by: a column that is never NULL, instead of newest first.
+            descending: the largest first, where order_by is given.
+            include_deleted: of no effect here: a token is revoked or erased.
+            options: loader options.
+
+        Example:
+            >>> kept = await tokens.issue(name="Laptop", user_id=user.id)
+            >>> lost = await tokens.issue(name="Phone", user_id=user.id)
+            >>> _ = await tokens.revoke(lost.token.id)
+            >>> page = await tokens.list(state=TokenState.LIVE, user_id=user.id)
+            >>> [token.name for token in page.items]
+            ['Laptop']
+
+        Raises:
+            InvalidInputError: an unknown state, limit out of range, or a cursor of another listing.
+        """
+        if state is not None:
+            where = (*where, _STATES[TokenState(validation.enum_member("state", TokenState, state))])
+        if user_id is not None:
+            where = (*where, Token.user_id == validation.uuid("user_id", user_id))
+        if agent_id is not None:
+            where = (*where, Token.agent_id == validation.uuid("agent_id", agent_id))
+        return await super().list(
+            *where,
+            limit=limit,
+            cursor=cursor,
+            order_by=order_by,
+            descending=descending,
+            include_deleted=include_deleted,
+            options=options,
+        )
 
     async def by_hash(self, token_hash: str) -> Token | None:
-        """Return the token with this hash, revoked and expired ones too, or None."""
+        """Return the token with this hash, revoked and expired ones too, or None.
+
+        Example:
+            >>> issued = await tokens.issue(name="CI", kind=TokenKind.SERVICE)
+            >>> await tokens.by_hash(issued.token.token_hash) is issued.token
+            True
+        """
         wanted = validation.check(Token, "token_hash", token_hash)
         statement = self._select().where(Token.org_id == self._tenant, Token.token_hash == wanted)
         return (await self._execute(statement)).scalars().one_or_none()
 
     async def of_user(self, user_id: UUID) -> Sequence[Token]:
-        """Return a user's tokens, newest first, revoked and expired ones too."""
+        """Return a user's tokens, newest first, revoked and expired ones too.
+
+        Example:
+            >>> _ = await tokens.issue(name="Laptop", user_id=user.id)
+            >>> [token.name for token in await tokens.of_user(user.id)]
+            ['Laptop']
+        """
         statement = self._select().where(Token.user_id == validation.uuid("user_id", user_id))
         return (await self._execute(statement.order_by(Token.created_at.desc(), Token.id))).scalars().all()
 
     async def of_agent(self, agent_id: UUID) -> Sequence[Token]:
-        """Return an agent's tokens, newest first, revoked and expired ones too."""
+        """Return an agent's tokens, newest first, revoked and expired ones too.
+
+        Example:
+            >>> _ = await tokens.issue(name="Worker", kind=TokenKind.SERVICE, agent_id=agent.id)
+            >>> [token.name for token in await tokens.of_agent(agent.id)]
+            ['Worker']
+        """
         statement = self._select().where(Token.agent_id == validation.uuid("agent_id", agent_id))
         return (await self._execute(statement.order_by(Token.created_at.desc(), Token.id))).scalars().all()
 
-    async def _revoke(self, ident: UUID, by: UUID | None, reason: str | None) -> Token | None:
-        """Revoke a token that is not revoked yet, or return None; the row lock decides between two who try."""
-        statement = update(Token).where(
-            *self._scope(), Token.id == validation.uuid("id", ident), Token.revoked_at.is_(None)
-        )
+    async def _revoke(
+        self, ident: UUID, by: UUID | None, reason: str | None, still: ColumnElement[bool]
+    ) -> Token | None:
+        """Revoke a token of which ``still`` holds, or return None; the row lock decides between two who try."""
+        statement = update(Token).where(*self._scope(), Token.id == validation.uuid("id", ident), still)
         values = {
             "revoked_at": func.now(),
             "revoked_by": validation.check(Token, "revoked_by", by),
@@ -142,3 +241,17 @@ class TokenRepository(BaseRepository[Token]):
             return await self._change(statement.values(values), ident)
         except NotFoundError:
             return None
+
+
+_REVOKED = Token.revoked_at.is_not(None)
+_EXPIRED = Token.expires_at <= func.now()
+_STATES = {
+    TokenState.LIVE: and_(~_REVOKED, or_(Token.expires_at.is_(None), Token.expires_at > func.now())),
+    TokenState.EXPIRED: and_(~_REVOKED, _EXPIRED),
+    TokenState.REVOKED: _REVOKED,
+}
+
+
+def _in_the_future(expires_at: datetime | None) -> None:
+    if expires_at is not None and validation.moment("expires_at", expires_at) <= datetime.now(UTC):
+        raise InvalidInputError("expires_at", expires_at, "must lie in the future")

@@ -1,4 +1,4 @@
-"""Finding memories: by vector, near duplicates, and the hot ones."""
+"""Finding memories: by vector, by words or both, near duplicates, and the hot ones."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -10,26 +10,26 @@ from pgvector import Vector
 
 from ibex_db_core import validation
 from ibex_db_core.errors import InvalidInputError
-from ibex_db_core.repository import BaseRepository
 from ibex_db_core.types import JsonObject, VectorLike
 from ibex_db_memory.drafts import check_embedding
-from ibex_db_memory.models import Memory, MemoryCategory, MemorySource, MemoryStatus
+from ibex_db_memory.models import MemoryCategory, MemorySource, MemoryStatus
+from ibex_db_memory.repositories.memory.wording import Wording
 from ibex_db_memory.search import query, ranking
 from ibex_db_memory.search.filters import Filters, OneOrMany, limit_of
+from ibex_db_memory.search.lexical import check_text
 from ibex_db_memory.search.plan import Plan, decide, sizes_for
-from ibex_db_memory.search.query import Hit, Hits
+from ibex_db_memory.search.query import Hit, HitParts, Hits
 from ibex_db_memory.search.ranking import HotMemory, HotWeights, ScoreParts
 
 
-class Finding(BaseRepository[Memory]):
+class Finding(Wording):
     """Searching an organization's memories."""
-
-    model = Memory
 
     async def search(
         self,
         *,
-        embedding: VectorLike,
+        embedding: VectorLike | None = None,
+        text: str | None = None,
         agent_id: OneOrMany | None = None,
         limit: int = 10,
         session_id: UUID | None = None,
@@ -47,16 +47,23 @@ class Finding(BaseRepository[Memory]):
         include_expired: bool = False,
         include_deleted: bool = False,
         exact: bool = False,
+        explain: bool = False,
     ) -> Hits:
-        """Return the memories that are most like a vector, best first.
+        """Return the memories that are most like a vector, say the words of a text, or both; best first.
 
         A scope of at most 5,000 rows (the organization's, or the agents' that are
         named) is scanned in full; a larger one is answered by the HNSW index, and
         scanned where a filter left the index too few rows: a search returns
         ``limit`` hits whenever that many match.
 
+        A text is searched for by its English lexemes, any of them, scored by BM25
+        (ibex_db_memory.search.lexical); one of stop words alone matches nothing.
+        With both, one statement asks both and fuses the answers
+        (ibex_db_memory.search.fusion).
+
         Args:
             embedding: the query, shape (384,), of the model that made the memories' vectors.
+            text: the query in words, 1 to 4096 characters; quotes and operators are words like others.
             agent_id: one agent or several; None: all of the organization.
             limit: how many hits, 1 to 1000.
             session_id: learned in this session.
@@ -67,16 +74,19 @@ class Finding(BaseRepository[Memory]):
             tags_all: every one of these tags.
             metadata: contained in the memory's metadata (jsonb @>).
             min_confidence: in [0, 1].
-            min_similarity: cosine similarity, in [-1, 1].
+            min_similarity: cosine similarity, in [-1, 1]; needs an embedding.
             created_after: made at or after, aware.
             created_before: made before, aware.
             embedding_model: vectors of this model only.
             include_expired: also memories past their expires_at.
             include_deleted: also soft-deleted memories.
-            exact: scan the whole scope whatever its size.
+            exact: scan the whole scope whatever its size, and count it anew for BM25.
+            explain: also return how each leg judged each hit.
 
         Raises:
-            InvalidInputError: a value that breaks its rule; or hits whose vectors come from several models.
+            InvalidInputError: neither embedding nor text; a value that breaks its rule; or hits whose
+                vectors come from several models.
+            TenantMissingError: a text on a platform session: words are found inside one tenant only.
         """
         filters = Filters.of(
             agent_id=agent_id,
@@ -95,7 +105,22 @@ class Finding(BaseRepository[Memory]):
             include_deleted=include_deleted,
         )
         least = None if min_similarity is None else validation.number("min_similarity", min_similarity, -1, 1)
-        hits = await self._nearest(_required(embedding), filters, limit_of(limit), exact=exact)
+        vector = check_embedding(embedding)
+        if text is None:
+            if vector is None:
+                raise InvalidInputError("embedding", None, "or text is required")
+            hits = await self._nearest(vector, filters, limit_of(limit), exact=exact)
+            if explain:
+                ranked = [replace(hit, parts=HitParts(vector_rank=place)) for place, hit in enumerate(hits, 1)]
+                hits = Hits(ranked, hits.plan)
+        elif vector is None:
+            if least is not None:
+                raise InvalidInputError("min_similarity", least, "needs an embedding to compare with")
+            return await self._worded(check_text(text), filters, limit_of(limit), fresh=exact, explain=explain)
+        else:
+            hits = await self._fused(
+                vector, check_text(text), filters, limit_of(limit), least, exact=exact, explain=explain
+            )
         _refuse_mixed_models(hits)
         if least is not None:
             return Hits([hit for hit in hits if cast("float", hit.similarity) >= least], hits.plan)
@@ -180,16 +205,9 @@ class Finding(BaseRepository[Memory]):
         return await sizes_for(self._session.get_bind()).get((self._tenant, filters.agents), count)
 
 
-def _required(embedding: VectorLike | None) -> Vector:
-    found = check_embedding(embedding)
-    if found is None:
-        raise InvalidInputError("embedding", None, "is required")
-    return found
-
-
 def _refuse_mixed_models(hits: Hits) -> None:
     """Similarities of two models do not compare; silence would only look like an answer."""
-    models = {hit.memory.embedding_model for hit in hits}
+    models = {hit.memory.embedding_model for hit in hits if hit.similarity is not None}
     if len(models) > 1:
         named = ", ".join(sorted(str(model) for model in models))
         raise InvalidInputError(

@@ -7,12 +7,12 @@ part found the row: an id may be the caller's, and given twice.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 from uuid import UUID
 
 import pgvector
-from sqlalchemy import ARRAY, Boolean, Column, Engine, Text, Uuid, bindparam, column, text
+from sqlalchemy import ARRAY, Boolean, Column, Engine, Text, Uuid, bindparam, column, select, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.types import NullType
 
@@ -40,35 +40,27 @@ _COLUMNS = {
     "expires_at": "timestamptz",
 }
 _NAMES = ", ".join(_COLUMNS)
-_VALUES = ", ".join("COALESCE(i.valid_from, now())" if name == "valid_from" else f"i.{name}" for name in _COLUMNS)
 
 # The arbiter memories_content_hash_org; without its predicate ON CONFLICT is error 42P10.
 _CONFLICT = "ON CONFLICT (org_id, agent_id, content_hash) WHERE status = 'active' AND deleted_at IS NULL DO NOTHING"
-_TWIN = """m.org_id = :org_id AND m.agent_id = i.agent_id AND m.content_hash = i.content_hash
-            AND m.status = 'active' AND m.deleted_at IS NULL"""
-_EXPIRED_TWIN = f"{_TWIN} AND m.expires_at <= now() AND i.status = 'active'"
-_RETIRE_ONE = f"""
-    retired AS (
-        UPDATE ibex_core.memories m SET deleted_at = now() FROM input i WHERE {_EXPIRED_TWIN}
-        RETURNING 1
-    )"""
-# Locked in the order of their ids first: two batches over the same expired twins would otherwise deadlock.
-_RETIRE_MANY = f"""
-    expired AS MATERIALIZED (
-        SELECT m.id FROM ibex_core.memories m JOIN input i ON {_EXPIRED_TWIN}
-        ORDER BY m.id FOR NO KEY UPDATE OF m
-    ), retired AS (
-        UPDATE ibex_core.memories m SET deleted_at = now() FROM expired
-        WHERE m.org_id = :org_id AND m.id = expired.id
-        RETURNING 1
-    )"""
-_INSERT = f"""
+
+
+def _twin(agent_id: str, content_hash: str, status: str) -> str:
+    """Match the live row that says the same; only active memories have one."""
+    return f"""m.org_id = :org_id AND m.agent_id = {agent_id} AND m.content_hash = {content_hash}
+            AND m.status = 'active' AND m.deleted_at IS NULL AND {status} = 'active'"""
+
+
+def _insert(value: Callable[[str], str], returning: str, source: str = "") -> str:
+    values = ", ".join(f"COALESCE({value(name)}, now())" if name == "valid_from" else value(name) for name in _COLUMNS)
+    return f"""
     inserted AS (
         INSERT INTO ibex_core.memories (org_id, {_NAMES})
-        SELECT :org_id, {_VALUES} FROM input i WHERE (SELECT count(*) FROM retired) >= 0
+        SELECT :org_id, {values} {source} WHERE (SELECT count(*) FROM retired) >= 0
         {_CONFLICT}
-        RETURNING *
+        RETURNING {returning}
     )"""
+
 
 _READ = tuple(
     cast("Column[Any]", column)
@@ -76,30 +68,33 @@ _READ = tuple(
     if column.name not in {"embedding", "search_vector"}
 )
 
-CREATED = column("created", Boolean())
+_CREATED = column("created", Boolean())
 
 
-def _read(alias: str) -> str:
-    return ", ".join(f"{alias}.{column.name}" for column in _READ)
+def _read(prefix: str = "") -> str:
+    return ", ".join(f"{prefix}{column.name}" for column in _READ)
 
 
-def _one(name: str, kind: str) -> str:
-    return f"CAST(:{name} AS {kind}) AS {name}"
+def _one(name: str) -> str:
+    return f"CAST(:{name} AS {_COLUMNS[name]})"
 
 
-REMEMBER_ONE = (
+# Parameters in place rather than a CTE of them: the planner sees constants, and has a join less to plan.
+_TWIN_OF_ONE = _twin(_one("agent_id"), _one("content_hash"), _one("status"))
+_REMEMBER_ONE = (
     text(
         f"""
-    WITH input AS (SELECT {", ".join(_one(name, kind) for name, kind in _COLUMNS.items())}),
-    {_RETIRE_ONE}, {_INSERT}, tagged AS (
+    WITH retired AS (
+        UPDATE ibex_core.memories m SET deleted_at = now() WHERE {_TWIN_OF_ONE} AND m.expires_at <= now()
+        RETURNING 1
+    ), {_insert(_one, _read())}, tagged AS (
         INSERT INTO ibex_core.memory_tags (org_id, memory_id, tag)
         SELECT :org_id, n.id, t.tag FROM inserted n, unnest(CAST(:tags AS text[])) AS t (tag)
     )
-    SELECT {_read("n")}, true AS created FROM inserted n
+    SELECT {_read()}, true AS created FROM inserted
     UNION ALL
-    SELECT {_read("m")}, false FROM ibex_core.memories m, input i
-    WHERE {_TWIN} AND i.status = 'active' AND NOT EXISTS (SELECT FROM inserted)
-        AND (m.expires_at IS NULL OR m.expires_at > now())
+    SELECT {_read("m.")}, false FROM ibex_core.memories m
+    WHERE {_TWIN_OF_ONE} AND NOT EXISTS (SELECT FROM inserted) AND (m.expires_at IS NULL OR m.expires_at > now())
     """
     )
     .bindparams(
@@ -108,8 +103,10 @@ REMEMBER_ONE = (
         bindparam("metadata", type_=JSONB()),
         bindparam("tags", type_=ARRAY(Text())),
     )
-    .columns(*_READ, CREATED)
+    .columns(*_READ, _CREATED)
 )
+# Made once, so that SQLAlchemy works its cache key out once.
+REMEMBER_ONE = select(Memory, _CREATED).from_statement(_REMEMBER_ONE)
 """One memory: returns its row, or its twin's, and which it is; nothing where a concurrent twin is not visible yet."""
 
 
@@ -118,19 +115,28 @@ def _many(name: str, kind: str) -> str:
     return f"CAST(:{name} AS {'text' if kind == 'jsonb' else kind}[])"
 
 
+_TWIN_OF_MANY = _twin("i.agent_id", "i.content_hash", "i.status")
+# Expired twins are locked in the order of their ids: two batches over the same ones would otherwise deadlock.
 REMEMBER_MANY = text(
     f"""
     WITH input AS (
         SELECT {", ".join(f"r.{name}::{kind} AS {name}" for name, kind in _COLUMNS.items())}
         FROM unnest({", ".join(_many(name, kind) for name, kind in _COLUMNS.items())}) AS r ({_NAMES})
-    ), {_RETIRE_MANY}, {_INSERT}, tagged AS (
+    ), expired AS MATERIALIZED (
+        SELECT m.id FROM ibex_core.memories m JOIN input i ON {_TWIN_OF_MANY} AND m.expires_at <= now()
+        ORDER BY m.id FOR NO KEY UPDATE OF m
+    ), retired AS (
+        UPDATE ibex_core.memories m SET deleted_at = now() FROM expired WHERE m.org_id = :org_id AND m.id = expired.id
+        RETURNING 1
+    ), {_insert("i.{}".format, "id, expires_at", "FROM input i")}, tagged AS (
         INSERT INTO ibex_core.memory_tags (org_id, memory_id, tag)
         SELECT :org_id, n.id, t.tag
         FROM unnest(CAST(:tag_of AS uuid[]), CAST(:tag AS text[])) AS t (id, tag) JOIN inserted n USING (id)
     )
     SELECT i.id, COALESCE(n.id, m.id), n.id IS NOT NULL, COALESCE(n.expires_at <= now(), false) FROM input i
     LEFT JOIN inserted n ON n.id = i.id
-    LEFT JOIN ibex_core.memories m ON {_TWIN} AND n.id IS NULL AND (m.expires_at IS NULL OR m.expires_at > now())
+    LEFT JOIN ibex_core.memories m
+        ON {_TWIN_OF_MANY} AND n.id IS NULL AND (m.expires_at IS NULL OR m.expires_at > now())
     """
 ).bindparams(
     bindparam("org_id", type_=Uuid()),

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple, cast
 from uuid import UUID, uuid4
 
 import pgvector
-from sqlalchemy import select
 
 from ibex_db_core import validation
 from ibex_db_core.errors import InvalidInputError, SerializationError
@@ -156,10 +155,9 @@ class Writing(Finding):
             validation.number("near_duplicate_threshold", near_duplicate_threshold, -1, 1)
             if embedding is None:
                 raise InvalidInputError("embedding", None, "is required to look for near duplicates")
-        statement = select(Memory, statements.CREATED).from_statement(statements.REMEMBER_ONE)
         parameters = {"org_id": self._tenant, **draft.values, "tags": list(draft.tags)}
         for _ in range(_TRIES):
-            row = (await self._execute(statement, parameters, populate_existing=True)).one_or_none()
+            row = (await self._execute(statements.REMEMBER_ONE, parameters, populate_existing=True)).one_or_none()
             if row is not None:
                 break
         else:

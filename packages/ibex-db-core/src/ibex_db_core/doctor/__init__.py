@@ -1,0 +1,6 @@
+"""The doctor: audits a live database, and says for each finding what could happen and what mends it."""
+
+from ibex_db_core.doctor.audit import CHECKS, Audit, examine
+from ibex_db_core.doctor.findings import CODES, Finding, Report, Severity
+
+__all__ = ["CHECKS", "CODES", "Audit", "Finding", "Report", "Severity", "examine"]

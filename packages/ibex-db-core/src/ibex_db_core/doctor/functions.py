@@ -1,0 +1,153 @@
+"""Functions: those of the models unchanged, and nobody else's with rights beyond the caller's."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from sqlalchemy import Row
+
+from ibex_db_core.doctor.catalog import Audit
+from ibex_db_core.doctor.findings import Finding, Severity, finding
+from ibex_db_core.guards import Function
+from ibex_db_core.policies import APP_ROLE, OWNER_ROLE, PLATFORM_ROLE, SEARCH_ROLE, trigger_functions
+
+__all__ = ["check_elsewhere", "check_functions"]
+
+_FIELDS = """
+    SELECT f.oid, n.nspname AS schema, f.proname::text AS name, pg_get_function_identity_arguments(f.oid) AS arguments,
+           CASE f.prokind WHEN 'p' THEN 'PROCEDURE' WHEN 'a' THEN 'AGGREGATE' ELSE 'FUNCTION' END AS kind,
+           f.prosecdef AS definer, l.lanname::text AS language, f.prosrc AS body, f.proleakproof AS leakproof,
+           CASE f.provolatile WHEN 'i' THEN 'IMMUTABLE' WHEN 's' THEN 'STABLE' ELSE 'VOLATILE' END AS volatility,
+           COALESCE(f.proconfig, '{}') AS settings, pg_get_userbyid(f.proowner)::text AS owner,
+           pg_get_function_result(f.oid) AS result, (o.rolsuper OR o.rolbypassrls) AS mighty,
+           ARRAY(SELECT CASE g.grantee WHEN 0 THEN 'PUBLIC' ELSE pg_get_userbyid(g.grantee)::text END
+                   FROM aclexplode(COALESCE(f.proacl, acldefault('f', f.proowner))) g
+                  WHERE g.grantee <> f.proowner ORDER BY 1) AS callers
+      FROM pg_proc f JOIN pg_namespace n ON n.oid = f.pronamespace JOIN pg_language l ON l.oid = f.prolang
+      JOIN pg_roles o ON o.oid = f.proowner
+     WHERE NOT EXISTS (SELECT FROM pg_depend d
+                        WHERE d.classid = 'pg_proc'::regclass AND d.objid = f.oid AND d.deptype = 'e')
+"""
+_OURS = f"{_FIELDS} AND n.nspname = ANY (:schemas) ORDER BY 2, 3, 4"
+_ELSEWHERE = f"""{_FIELDS} AND n.nspname <> ALL (:schemas)
+       AND (f.prosecdef AND n.nspname NOT IN ('pg_catalog', 'information_schema')
+            OR f.proleakproof AND (f.oid >= 16384 OR n.nspname = 'pg_catalog' AND f.proname = ANY (:leaky)))
+     ORDER BY 2, 3, 4
+"""
+# Marked LEAKPROOF by hand, since row-level security keeps them from indexes;
+# their errors or their time then tell of rows that the policy would hide.
+_LEAKY = [
+    "array_contained",
+    "arraycontained",
+    "arraycontains",
+    "arrayoverlap",
+    "jsonb_contains",
+    "jsonb_exists",
+    "lower",
+    "upper",
+    "numeric_eq",
+    "textlike",
+    "textnlike",
+    "texticlike",
+    "textregexeq",
+    "texticregexeq",
+    "ts_match_vq",
+    "ts_match_qv",
+    "jsonb_object_field_text",
+]
+
+_PATH = "SET search_path = pg_catalog, pg_temp"
+
+
+def check_functions(audit: Audit) -> Iterator[Finding]:
+    """The schema holds the functions that the models declare, as they declare them."""
+    wanted = {function.signature: function for function in _wanted(audit)}
+    live = {f"{row.schema}.{row.name}({row.arguments})": row for row in audit.rows(_OURS, schemas=audit.schemas)}
+    for signature, function in wanted.items():
+        if signature not in live:
+            risk = "triggers or statements that call it fail, or run without it"
+            yield finding("function-missing", signature, risk, *_create(function))
+    for signature, row in live.items():
+        declared = wanted.get(signature)
+        yield from _security(signature, row, declared)
+        if declared is None:
+            risk = f"no model knows it; whoever may execute it ({', '.join(row.callers) or 'its owner'}) runs it"
+            yield finding("function-unknown", signature, risk, f"DROP {row.kind} {signature}")
+        elif _changed(row, declared):
+            risk = "it no longer does what its triggers and callers rely on"
+            yield finding("function-changed", signature, risk, *_create(declared))
+        owner = (declared.definer if declared is not None else None) or OWNER_ROLE
+        if row.owner != owner:
+            risk = f"{row.owner} may replace it at any time by something that runs inside every tenant's writes"
+            yield finding("function-owner", signature, risk, f"ALTER {row.kind} {signature} OWNER TO {owner}")
+
+
+def _wanted(audit: Audit) -> Sequence[Function]:
+    declared = [
+        function for table in audit.roots.values() if table.mapped is not None for function in table.guards.functions
+    ]
+    return [*trigger_functions(), *declared]
+
+
+def _create(function: Function) -> list[str]:
+    statements = [function.create(), f"ALTER FUNCTION {function.signature} OWNER TO {function.definer or OWNER_ROLE}"]
+    if function.definer:
+        statements.append(f"REVOKE ALL ON FUNCTION {function.signature} FROM PUBLIC")
+    if function.callers:
+        statements.append(f"GRANT EXECUTE ON FUNCTION {function.signature} TO {', '.join(function.callers)}")
+    return statements
+
+
+def _changed(row: Row[Any], wanted: Function) -> bool:
+    return (
+        _plain(row.body) != _plain(wanted.body)
+        or (row.language, row.volatility, row.result) != (wanted.language, wanted.volatility, wanted.result)
+        or (not row.definer and wanted.definer is not None)
+    )
+
+
+def _plain(body: str) -> str:
+    return " ".join(body.split())
+
+
+def _security(signature: str, row: Row[Any], declared: Function | None) -> Iterator[Finding]:
+    alter = f"ALTER {row.kind} {signature}"
+    allowed = declared is not None and declared.definer is not None
+    if row.definer and not allowed:
+        risk = f"it runs with the rights of {row.owner}, so its caller may see and change what policies hide"
+        yield finding("function-definer", signature, risk, f"{alter} SECURITY INVOKER")
+    elif row.definer and not any(setting.startswith("search_path=") for setting in row.settings):
+        risk = f"a caller's search_path decides what its names mean: code of the caller runs as {row.owner}"
+        path = declared.settings.get("search_path") if declared is not None else None
+        yield finding(
+            "function-search-path", signature, risk, f"{alter} SET search_path = {path}" if path else f"{alter} {_PATH}"
+        )
+    if row.definer and declared is not None and allowed:
+        for caller in sorted(set(row.callers) - set(declared.callers)):
+            who = "every login of the database" if caller == "PUBLIC" else caller
+            risk = f"{who} may run it with the rights of {row.owner}"
+            yield finding("function-public", signature, risk, f"REVOKE EXECUTE ON {row.kind} {signature} FROM {caller}")
+        for caller in sorted(set(declared.callers) - set(row.callers)):
+            risk = f"services of {caller} fail where they call it"
+            grant = f"GRANT EXECUTE ON {row.kind} {signature} TO {caller}"
+            yield finding("grant-missing", f"{signature} to {caller}", risk, grant)
+    if row.leakproof:
+        yield _leakproof(signature, row)
+
+
+def _leakproof(signature: str, row: Row[Any]) -> Finding:
+    risk = "it is run before policies have hidden rows: its errors and its time tell of other organizations' values"
+    return finding("function-leakproof", signature, risk, f"ALTER {row.kind} {signature} NOT LEAKPROOF")
+
+
+def check_elsewhere(audit: Audit) -> Iterator[Finding]:
+    """No function of another schema lends services the rights of a role that policies do not bind."""
+    mighty = {PLATFORM_ROLE, SEARCH_ROLE}
+    for row in audit.rows(_ELSEWHERE, schemas=audit.schemas, leaky=_LEAKY):
+        signature = f"{audit.qualified(row.schema, row.name)}({row.arguments})"
+        if row.leakproof:
+            yield _leakproof(signature, row)
+        if row.definer and (row.mighty or row.owner in mighty) and {"PUBLIC", APP_ROLE} & set(row.callers):
+            risk = f"services may run it with the rights of {row.owner}, whom policies do not bind"
+            callers = ", ".join(sorted({"PUBLIC", APP_ROLE} & set(row.callers)))
+            remedy = f"REVOKE EXECUTE ON {row.kind} {signature} FROM {callers}"
+            yield finding("function-definer", signature, risk, remedy, severity=Severity.HIGH)

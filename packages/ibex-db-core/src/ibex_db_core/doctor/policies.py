@@ -1,0 +1,147 @@
+"""Policies: exactly the expected ones, word for word, and no function that could be folded into a plan."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+from ibex_db_core.doctor.catalog import Audit, LiveTable
+from ibex_db_core.doctor.findings import Finding, Severity, finding
+from ibex_db_core.guards import Policy
+from ibex_db_core.policies import APP_ROLE, policies
+
+__all__ = ["check_functions", "check_policies"]
+
+_POLICIES = """
+    SELECT p.polrelid, p.polname::text AS name, p.polpermissive AS permissive,
+           CASE p.polcmd WHEN '*' THEN 'ALL' WHEN 'r' THEN 'SELECT' WHEN 'a' THEN 'INSERT'
+                         WHEN 'w' THEN 'UPDATE' ELSE 'DELETE' END AS command,
+           ARRAY(SELECT CASE role WHEN 0 THEN 'PUBLIC' ELSE pg_get_userbyid(role)::text END
+                   FROM unnest(p.polroles) role) AS roles,
+           pg_get_expr(p.polqual, p.polrelid) AS using, pg_get_expr(p.polwithcheck, p.polrelid) AS check
+      FROM pg_policy p WHERE p.polrelid = ANY (:tables) ORDER BY p.polrelid, p.polname
+"""
+_FUNCTIONS = """
+    SELECT DISTINCT p.polrelid, p.polname::text AS name, f.oid::regprocedure::text AS function,
+           f.provolatile = 'i' AS immutable
+      FROM pg_policy p
+      JOIN pg_depend d ON d.classid = 'pg_policy'::regclass AND d.objid = p.oid
+       AND d.refclassid = 'pg_proc'::regclass
+      JOIN pg_proc f ON f.oid = d.refobjid
+     WHERE p.polrelid = ANY (:tables) ORDER BY 1, 2, 3
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class _Live:
+    name: str
+    permissive: bool
+    command: str
+    roles: tuple[str, ...]
+    using: str | None
+    check: str | None
+
+    def says(self, wanted: Policy) -> bool:
+        return (self.permissive, self.command, self.roles) == (wanted.permissive, wanted.command, (wanted.role,))
+
+
+def check_policies(audit: Audit) -> Iterator[Finding]:
+    """Every tenant table has its policies, and no other; partitions have none."""
+    live: dict[int, list[_Live]] = {}
+    for row in audit.rows(_POLICIES, tables=list(audit.tenant_tables)):
+        made = _Live(row.name, row.permissive, row.command, tuple(row.roles), row.using, row.check)
+        live.setdefault(cast("int", row.polrelid), []).append(made)
+    for oid, table in audit.tenant_tables.items():
+        found = {policy.name: policy for policy in live.get(oid, [])}
+        if table.partition:
+            yield from _extra(audit, table, found.values())
+            continue
+        wanted = _wanted(table)
+        names = {policy.name for policy in wanted}
+        present = [policy for policy in wanted if policy.name in found]
+        wrong = _wrong(audit, table, [(found[policy.name], policy) for policy in present])
+        yield from (_changed(table, found[policy.name], policy) for policy in present if policy.name in wrong)
+        yield from (_missing(table, policy) for policy in wanted if policy.name not in found)
+        yield from _extra(audit, table, [policy for name, policy in found.items() if name not in names])
+
+
+def _wanted(table: LiveTable) -> list[Policy]:
+    return [*policies(table.relname, tenant_column=table.tenant_column or ""), *table.guards.policies]
+
+
+def _wrong(audit: Audit, table: LiveTable, pairs: Sequence[tuple[_Live, Policy]]) -> set[str]:
+    """Return the names of the policies that are not for whom, or do not say what, they should."""
+    wrong = {live.name for live, wanted in pairs if not live.says(wanted)}
+    spoken: list[tuple[str, str, str]] = []
+    for live, wanted in pairs:
+        expressions = {"INSERT": [live.check], "SELECT": [live.using], "DELETE": [live.using]}.get(
+            # Without WITH CHECK, USING is checked.
+            wanted.command,
+            [live.using, live.check if live.check is not None else live.using],
+        )
+        spoken += [(live.name, expression or "NULL::boolean", wanted.using) for expression in expressions]
+    same = audit.alike(table.name, [(expression, wanted) for _, expression, wanted in spoken])
+    return wrong | {name for (name, _, _), alike in zip(spoken, same, strict=True) if not alike}
+
+
+def _changed(table: LiveTable, live: _Live, wanted: Policy) -> Finding:
+    kind = "permissive" if live.permissive else "restrictive"
+    return finding(
+        "policy-changed",
+        f"{live.name} on {table.name}",
+        f"it is {kind} FOR {live.command} TO {', '.join(live.roles)} USING ({live.using}) WITH CHECK ({live.check}) "
+        f"and not what isolates tenants: rows may be read or written across organizations, or not at all",
+        f"DROP POLICY {live.name} ON {table.name}",
+        wanted.create(table.name),
+        severity=Severity.CRITICAL if APP_ROLE in {wanted.role, *live.roles} or "PUBLIC" in live.roles else None,
+    )
+
+
+def _missing(table: LiveTable, wanted: Policy) -> Finding:
+    if wanted.permissive:
+        return finding(
+            "policy-missing",
+            f"{wanted.name} on {table.name}",
+            f"{wanted.role} sees no row of the table and can write none; a hasty replacement may open it",
+            wanted.create(table.name),
+        )
+    return finding(
+        "policy-floor-missing",
+        f"{wanted.name} on {table.name}",
+        "without the restrictive floor, one more permissive policy opens every organization's rows",
+        wanted.create(table.name),
+    )
+
+
+def _extra(audit: Audit, table: LiveTable, found: Iterable[_Live]) -> Iterator[Finding]:
+    for policy in found:
+        name = audit.quote(policy.name)
+        yield finding(
+            "policy-extra",
+            f"{name} on {table.name}",
+            f"no model knows it: TO {', '.join(policy.roles)} USING ({policy.using}) "
+            + ("opens rows beside the tenant's own policy" if policy.permissive else "hides rows that should be seen"),
+            f"DROP POLICY {name} ON {table.name}",
+            severity=None if policy.permissive else Severity.MEDIUM,
+        )
+
+
+def check_functions(audit: Audit) -> Iterator[Finding]:
+    """No policy calls a function outside Postgres's own."""
+    known: Mapping[int, LiveTable] = audit.tenant_tables
+    for row in audit.rows(_FUNCTIONS, tables=list(known)):
+        table = known[row.polrelid]
+        name = audit.quote(row.name)
+        if row.immutable:
+            risk = "is IMMUTABLE: folded into a cached plan, one tenant's answer is served to the next"
+        else:
+            risk = "decides who sees what: whoever may replace it opens the table, and it hides the index's condition"
+        wanted = next((policy for policy in _wanted(table) if policy.name == row.name), None)
+        again = [wanted.create(table.name)] if wanted is not None and not table.partition else []
+        yield finding(
+            "policy-function",
+            f"{name} on {table.name}",
+            f"{row.function}, which the policy calls, {risk}",
+            f"DROP POLICY IF EXISTS {name} ON {table.name}",
+            *again,
+            severity=Severity.CRITICAL if row.immutable else None,
+        )

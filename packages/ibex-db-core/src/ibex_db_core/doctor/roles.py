@@ -1,0 +1,195 @@
+"""Roles: nobody who works for a tenant can become, or already is, somebody whom policies do not bind."""
+
+from collections.abc import Iterator
+
+from ibex_db_core.doctor.catalog import Audit
+from ibex_db_core.doctor.findings import Finding, Severity, finding
+from ibex_db_core.policies import APP_ROLE, OWNER_ROLE, PLATFORM_ROLE, ROLES, SEARCH_ROLE, TENANT_SETTING
+
+__all__ = ["check_logins", "check_memberships", "check_roles", "check_settings"]
+
+_ROLES = "SELECT * FROM pg_roles WHERE rolname = ANY (:roles)"
+_ATTRIBUTES = {
+    "rolsuper": "SUPERUSER",
+    "rolbypassrls": "BYPASSRLS",
+    "rolreplication": "REPLICATION",
+    "rolcreaterole": "CREATEROLE",
+    "rolcreatedb": "CREATEDB",
+    "rolcanlogin": "LOGIN",
+}
+_GRAVE = {"SUPERUSER", "BYPASSRLS", "REPLICATION", "CREATEROLE"}
+
+# Reach: whom a role is, or may become; an edge that only lets it administer
+# (Postgres 16+: neither INHERIT nor SET) is no way to rows.
+_EDGES = """
+    SELECT m.member, m.roleid, m.grantor,
+           COALESCE((to_jsonb(m) ->> 'inherit_option')::boolean, r.rolinherit) AS inherits,
+           COALESCE((to_jsonb(m) ->> 'set_option')::boolean, true) AS sets,
+           to_jsonb(m) ? 'inherit_option' AS modern
+      FROM pg_auth_members m JOIN pg_roles r ON r.oid = m.member
+"""
+_REACH = f"""
+    edge AS ({_EDGES}),
+    reach (start, via, grantor, modern, oid, inherits) AS (
+        SELECT e.member, e.roleid, e.grantor, e.modern, e.roleid, e.inherits FROM edge e WHERE e.inherits OR e.sets
+        UNION
+        SELECT r.start, r.via, r.grantor, r.modern, e.roleid, r.inherits AND e.inherits
+          FROM reach r JOIN edge e ON e.member = r.oid WHERE e.inherits OR e.sets
+    )
+"""
+
+
+def check_roles(audit: Audit) -> Iterator[Finding]:
+    """Our roles exist, cannot log in, and have no power of their own."""
+    live = {row.rolname: row for row in audit.rows(_ROLES, roles=list(ROLES))}
+    for role in ROLES:
+        if role not in live:
+            yield finding(
+                "role-missing",
+                role,
+                "policies and grants that speak of it are gone, and migrations fail",
+                f"CREATE ROLE {role} NOLOGIN NOSUPERUSER NOBYPASSRLS NOCREATEDB NOCREATEROLE",
+            )
+            continue
+        has = [word for attribute, word in _ATTRIBUTES.items() if getattr(live[role], attribute)]
+        if has:
+            grave = bool(_GRAVE & set(has))
+            yield finding(
+                "role-attribute",
+                role,
+                f"it has {', '.join(has)}: "
+                + ("it reads past every policy, or can make itself able to" if grave else "it is for membership only"),
+                f"ALTER ROLE {role} {' '.join('NO' + word for word in has)}",
+                severity=None if grave else Severity.MEDIUM,
+            )
+
+
+_MEMBERSHIPS = f"""
+    WITH RECURSIVE edge AS ({_EDGES})
+    SELECT pg_get_userbyid(e.member)::text AS member, pg_get_userbyid(e.roleid)::text AS role,
+           pg_get_userbyid(e.grantor)::text AS grantor, e.modern
+      FROM edge e JOIN pg_roles m ON m.oid = e.member
+     WHERE m.rolname = ANY (:roles) AND (e.inherits OR e.sets) ORDER BY 1, 2
+"""
+
+
+def check_memberships(audit: Audit) -> Iterator[Finding]:
+    """Services', platform's and search's role are members of nothing: all who are members of them would be too."""
+    for row in audit.rows(_MEMBERSHIPS, roles=[APP_ROLE, PLATFORM_ROLE, SEARCH_ROLE]):
+        role = audit.quote(row.role)
+        yield finding(
+            "role-membership",
+            f"{row.member} in {role}",
+            f"every login that is a member of {row.member} has the rights of {role} too, and its policies",
+            _revoke(role, row.member, row.grantor if row.modern else None),
+        )
+
+
+def _revoke(role: str, member: str, grantor: str | None) -> str:
+    return f"REVOKE {role} FROM {member}" + (f' GRANTED BY "{grantor}"' if grantor else "")
+
+
+_LOGINS = f"""
+    WITH RECURSIVE {_REACH}
+    SELECT DISTINCT l.rolname::text AS login, l.rolsuper, l.rolbypassrls, l.rolreplication, l.rolcreaterole
+      FROM reach r JOIN pg_roles l ON l.oid = r.start JOIN pg_roles a ON a.oid = r.oid
+     WHERE a.rolname = :app AND l.rolname <> ALL (:roles) ORDER BY 1
+"""
+_MIXED = f"""
+    WITH RECURSIVE {_REACH},
+    service AS (SELECT DISTINCT r.start FROM reach r JOIN pg_roles a ON a.oid = r.oid WHERE a.rolname = :app)
+    SELECT DISTINCT pg_get_userbyid(r.start)::text AS login, pg_get_userbyid(r.via)::text AS via,
+           pg_get_userbyid(r.grantor)::text AS grantor, r.modern, t.rolname::text AS role,
+           (t.rolsuper OR t.rolbypassrls) AS mighty
+      FROM service s JOIN reach r ON r.start = s.start JOIN pg_roles t ON t.oid = r.oid
+     WHERE pg_get_userbyid(r.start) <> ALL (:roles)
+       AND NOT (SELECT l.rolsuper FROM pg_roles l WHERE l.oid = r.start)
+       AND (t.rolname = :owner OR t.rolname = :search OR t.rolname = :platform AND r.inherits
+            OR t.rolname = ANY (:files) OR (t.rolsuper OR t.rolbypassrls) AND t.rolname <> ALL (:roles))
+     ORDER BY 1, 5, 2
+"""
+_FILES = ["pg_execute_server_program", "pg_read_server_files", "pg_write_server_files"]
+
+
+def check_logins(audit: Audit) -> Iterator[Finding]:
+    """A login that is a member of ibex_app is nothing else.
+
+    Into ibex_platform it may step (a membership WITH INHERIT FALSE), for that is
+    how db.platform() works with one login.
+    """
+    for row in audit.rows(_LOGINS, app=APP_ROLE, roles=list(ROLES)):
+        login = audit.quote(row.login)
+        powers = [word for attribute, word in _ATTRIBUTES.items() if word in _GRAVE and getattr(row, attribute)]
+        if {"SUPERUSER", "BYPASSRLS"} & set(powers):
+            has = " ".join("NO" + word for word in powers)
+            yield finding(
+                "login-bypasses",
+                login,
+                f"a service that connects as it reads every organization's rows: it has {', '.join(powers)}",
+                f"ALTER ROLE {login} {has}"
+                if not row.rolsuper
+                else f"-- or, with another superuser left, ALTER ROLE {login} {has}",
+                *([f"REVOKE {APP_ROLE} FROM {login}"] if row.rolsuper else []),
+            )
+        elif powers:
+            yield finding(
+                "login-powers",
+                login,
+                f"it has {', '.join(powers)}: it can copy the whole server's data, or make itself a member of more",
+                f"ALTER ROLE {login} {' '.join('NO' + word for word in powers)}",
+            )
+    names = {"app": APP_ROLE, "owner": OWNER_ROLE, "search": SEARCH_ROLE, "platform": PLATFORM_ROLE}
+    for row in audit.rows(_MIXED, **names, files=_FILES, roles=list(ROLES)):
+        login, via = audit.quote(row.login), audit.quote(row.via)
+        yield finding(
+            "login-mixes",
+            f"{login} in {audit.quote(row.role)}",
+            _mixed(row.role),
+            _revoke(via, login, row.grantor if row.modern else None),
+        )
+
+
+def _mixed(role: str) -> str:
+    if role == OWNER_ROLE:
+        return "a service could switch row-level security off, drop tables, or grant itself more"
+    if role in {PLATFORM_ROLE, SEARCH_ROLE}:
+        return f"policies TO {role} apply to it as well: every query of a service sees every organization"
+    if role in _FILES:
+        return "it reads or writes the server's files, past every table's policies"
+    return f"it may become {role}, whom policies do not bind"
+
+
+_SETTINGS = """
+    SELECT pg_get_userbyid(NULLIF(s.setrole, 0))::text AS role, d.datname::text AS database,
+           split_part(c.setting, '=', 1) AS name, substr(c.setting, strpos(c.setting, '=') + 1) AS value
+      FROM pg_db_role_setting s LEFT JOIN pg_database d ON d.oid = s.setdatabase, unnest(s.setconfig) c (setting)
+     WHERE (s.setdatabase = 0 OR d.datname = current_database())
+       AND split_part(c.setting, '=', 1) = ANY (:names)
+     ORDER BY 3, 1 NULLS FIRST, 2 NULLS FIRST
+"""
+_MEANS = {
+    TENANT_SETTING: "work that forgot its tenant silently reads and writes this organization's rows",
+    "role": "connections become another role from the start, whatever they connected as",
+    "row_security": "off makes every query that a policy would filter an error, and pg_dump incomplete or refused",
+    "session_replication_role": "triggers and foreign keys are not run: org_id, versions and references go unguarded",
+}
+_MILD = {"row_security": Severity.MEDIUM}
+
+
+def check_settings(audit: Audit) -> Iterator[Finding]:
+    """No role and no database sets the tenant, the role or the guards by default."""
+    for row in audit.rows(_SETTINGS, names=list(_MEANS)):
+        if row.name == "row_security" and row.value in {"on", "true", "1"}:
+            continue
+        database = audit.quote(row.database) if row.database else None
+        if row.role:
+            subject = f"ROLE {audit.quote(row.role)}" + (f" IN DATABASE {database}" if database else "")
+        else:
+            subject = f"DATABASE {database}"
+        yield finding(
+            "role-setting",
+            f"{row.name} of {subject.lower() if not row.role else subject}",
+            f"set to {row.value!r}: {_MEANS[row.name]}",
+            f"ALTER {subject} RESET {row.name}",
+            severity=_MILD.get(row.name),
+        )

@@ -1,0 +1,76 @@
+"""Tables: row-level security on and forced, owned by the owner role, org_id on every row, no rules."""
+
+from collections.abc import Iterator
+
+from ibex_db_core.doctor.catalog import Audit
+from ibex_db_core.doctor.findings import Finding, Severity, finding
+from ibex_db_core.policies import OWNER_ROLE
+
+__all__ = ["check_row_security", "check_rules", "check_shape"]
+
+
+def check_row_security(audit: Audit) -> Iterator[Finding]:
+    """Row-level security is enabled and forced on every tenant table and partition."""
+    for table in audit.tenant_tables.values():
+        if not table.rls:
+            yield finding(
+                "rls-disabled",
+                table.name,
+                "policies are not applied: whoever may read the table reads every organization's rows",
+                f"ALTER TABLE {table.name} ENABLE ROW LEVEL SECURITY",
+            )
+        if not table.forced:
+            yield finding(
+                "rls-not-forced",
+                table.name,
+                "the table's owner and its functions read and change every organization's rows without noticing",
+                f"ALTER TABLE {table.name} FORCE ROW LEVEL SECURITY",
+            )
+
+
+def check_shape(audit: Audit) -> Iterator[Finding]:
+    """Tables belong to the owner role, are logged, and say for each row whose it is."""
+    for table in audit.tables.values():
+        ours = table.tenant_column is not None or table.mapped is not None
+        if ours and table.owner != OWNER_ROLE:
+            yield finding(
+                "table-owner",
+                table.name,
+                f"{table.owner} may switch row-level security off, and the next migration by {OWNER_ROLE} fails here",
+                f"ALTER TABLE {table.name} OWNER TO {OWNER_ROLE}",
+                severity=None if table.tenant_column else Severity.MEDIUM,
+            )
+    for table in audit.tenant_tables.values():
+        column = table.tenant_column or ""
+        if column in table.columns and column not in table.required:
+            yield finding(
+                "org-nullable",
+                f"{table.name}.{column}",
+                "a row without an organization belongs to nobody: policies hide it, erasing a tenant leaves it",
+                f"ALTER TABLE {table.name} ALTER COLUMN {column} SET NOT NULL",
+            )
+        if table.unlogged:
+            yield finding(
+                "table-unlogged",
+                table.name,
+                "a crash of the server empties the table, and replicas never have its rows",
+                f"ALTER TABLE {table.name} SET LOGGED",
+            )
+
+
+_RULES = """
+    SELECT r.ev_class, r.rulename::text FROM pg_rewrite r
+     WHERE r.ev_class = ANY (:tables) ORDER BY r.ev_class, r.rulename
+"""
+
+
+def check_rules(audit: Audit) -> Iterator[Finding]:
+    """No rewrite rule stands on a tenant table."""
+    for row in audit.rows(_RULES, tables=list(audit.tenant_tables)):
+        table, rule = audit.tenant_tables[row.ev_class], audit.quote(row.rulename)
+        yield finding(
+            "table-rule",
+            f"{rule} on {table.name}",
+            "a rule rewrites statements with its owner's rights: it can copy rows elsewhere, or swallow a write",
+            f"DROP RULE {rule} ON {table.name}",
+        )

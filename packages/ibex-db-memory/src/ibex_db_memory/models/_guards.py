@@ -1,0 +1,166 @@
+"""What the migrations put around the tables beside their policies, as it is meant to be today.
+
+The doctor compares a live database with it; a migration that changes one of
+these changes it here too.
+"""
+
+from ibex_db_core.guards import Function, Grant, Guards, Policy, Trigger
+from ibex_db_core.policies import APP_ROLE, SEARCH_ROLE, TENANT_EXPRESSION
+
+# The trigger functions run as whoever writes, under that role's policies.
+_FIRST_VERSION = Function(
+    "memories_first_version",
+    """
+BEGIN
+    INSERT INTO ibex_core.memory_versions (org_id, memory_id, version_num, operation,
+        content, category, status, confidence, metadata, change_reason, changed_by)
+    SELECT org_id, id, 1, COALESCE(NULLIF(current_setting('app.change_operation', true), ''), 'created'),
+        content, category, status, confidence, metadata,
+        NULLIF(current_setting('app.change_reason', true), ''),
+        NULLIF(current_setting('app.changed_by', true), '')::uuid
+    FROM added;
+    RETURN NULL;
+END """,
+)
+_NEXT_VERSION = Function(
+    "memories_next_version",
+    """
+BEGIN
+    INSERT INTO ibex_core.memory_versions (org_id, memory_id, version_num, operation,
+        content, category, status, confidence, metadata, change_reason, changed_by)
+    VALUES (NEW.org_id, NEW.id,
+        -- One probe of memory_versions_number_key. The row lock on the memory keeps two writers from one number.
+        (SELECT COALESCE(max(v.version_num), 0) + 1 FROM ibex_core.memory_versions v
+            WHERE v.org_id = NEW.org_id AND v.memory_id = NEW.id),
+        COALESCE(NULLIF(current_setting('app.change_operation', true), ''), CASE
+            WHEN NEW.status IS NOT DISTINCT FROM OLD.status THEN 'updated'
+            WHEN NEW.status IN ('superseded', 'merged') THEN NEW.status
+            ELSE 'status_changed' END),
+        NEW.content, NEW.category, NEW.status, NEW.confidence, NEW.metadata,
+        NULLIF(current_setting('app.change_reason', true), ''),
+        NULLIF(current_setting('app.changed_by', true), '')::uuid);
+    RETURN NULL;
+END """,
+)
+_REFUSE_STEP = Function(
+    "sessions_refuse_step",
+    """
+BEGIN
+    RAISE EXCEPTION 'a session that is % cannot become %', OLD.status, NEW.status
+        USING ERRCODE = '23514', CONSTRAINT = 'sessions_legal_step',
+            TABLE = TG_TABLE_NAME, SCHEMA = TG_TABLE_SCHEMA;
+END """,
+)
+
+_FIND_WORDS = Function(
+    "memories_find_words",
+    """
+BEGIN
+    NEW.search_vector := pg_catalog.to_tsvector('pg_catalog.english'::regconfig, NEW.content);
+    RETURN NEW;
+END """,
+)
+# What it computes, and why so: memory_0002.
+_BM25 = Function(
+    "memories_bm25",
+    f"""
+#variable_conflict use_column
+DECLARE
+    org CONSTANT uuid := {TENANT_EXPRESSION};
+    terms tsquery[];
+    any_term tsquery;
+BEGIN
+    -- Quoted as tsquery's input wants it: no word of a text is ever an operator.
+    SELECT array_agg(quoted::tsquery), string_agg(quoted, ' | ')::tsquery INTO terms, any_term
+    FROM (
+        SELECT '''' || replace(replace(word.lexeme, '\\', '\\\\'), '''', '''''') || ''''
+        FROM unnest(to_tsvector('english'::regconfig, query)) word
+    ) AS words (quoted);
+    IF org IS NULL OR terms IS NULL THEN
+        RETURN;
+    END IF;
+    RETURN QUERY
+    WITH found AS MATERIALIZED (
+        -- Concatenated with nothing: read from out of line once, not for each term.
+        SELECT m.id, m.search_vector || ''::tsvector AS words
+        FROM ibex_core.memories m
+        WHERE m.org_id = org AND (agents IS NULL OR m.agent_id = ANY (agents)) AND m.search_vector @@ any_term
+    ), used AS (
+        SELECT found.id, length(found.words) AS length, count(*) OVER (PARTITION BY term.number) AS df,
+            ts_rank_cd('{{1, 1, 1, 1}}', found.words, term.query)::float8 AS tf
+        FROM unnest(terms) WITH ORDINALITY AS term (query, number)
+        JOIN found ON found.words @@ term.query
+    )
+    SELECT used.id, (sum((
+            ln(1 + (greatest(corpus_rows - used.df, 0) + 0.5::float8) / (used.df + 0.5::float8))
+            * used.tf * (k1 + 1) / (used.tf + k1 * (1 - b + b * used.length / mean_length)) * 4294967296
+        )::bigint) / 4294967296.0)::float8
+    FROM used
+    GROUP BY used.id;
+END """,
+    arguments="query text, agents uuid[], corpus_rows bigint, mean_length double precision, k1 double precision, "
+    "b double precision",
+    result="TABLE(memory_id uuid, score double precision)",
+    volatility="STABLE",
+    options="PARALLEL SAFE ROWS 1000",
+    definer=SEARCH_ROLE,
+    callers=(APP_ROLE,),
+    settings={"search_path": "pg_catalog, pg_temp", "plan_cache_mode": "force_custom_plan", "jit": "off"},
+)
+
+MEMORIES = Guards(
+    triggers=(
+        Trigger(
+            "memories_after_insert",
+            """AFTER INSERT ON ibex_core.memories
+    REFERENCING NEW TABLE AS added
+    FOR EACH STATEMENT EXECUTE FUNCTION ibex_core.memories_first_version()""",
+        ),
+        Trigger(
+            "memories_find_words",
+            "BEFORE INSERT OR UPDATE OF content, search_vector ON ibex_core.memories "
+            "FOR EACH ROW EXECUTE FUNCTION ibex_core.memories_find_words()",
+        ),
+        # Not of counters: bookkeeping must stay cheap, and is no history.
+        Trigger(
+            "memories_after_update",
+            """AFTER UPDATE ON ibex_core.memories
+    FOR EACH ROW WHEN (
+        NEW.content IS DISTINCT FROM OLD.content
+        OR NEW.category IS DISTINCT FROM OLD.category
+        OR NEW.status IS DISTINCT FROM OLD.status
+        OR NEW.confidence IS DISTINCT FROM OLD.confidence
+        OR NEW.metadata IS DISTINCT FROM OLD.metadata)
+    EXECUTE FUNCTION ibex_core.memories_next_version()""",
+        ),
+    ),
+    functions=(_FIRST_VERSION, _NEXT_VERSION, _FIND_WORDS, _BM25),
+    # Its only power is to own memories_bm25, which filters on the tenant itself.
+    policies=(Policy("memories_search", SEARCH_ROLE, "true", command="SELECT"),),
+    grants=(Grant(SEARCH_ROLE, "SELECT", ("org_id", "id", "agent_id", "search_vector")),),
+    # Room on each page for new versions of its rows: an update that finds none
+    # leaves the page and enters every index anew, the vector index first.
+    fillfactor=60,
+    # Past 2 kB a row pushes its vector out of line, and exact scans take 3.5 times as long.
+    storage={"embedding": "MAIN"},
+)
+
+SESSIONS = Guards(
+    triggers=(
+        # SESSION_STEPS in SQL.
+        Trigger(
+            "sessions_before_step",
+            """BEFORE UPDATE ON ibex_core.sessions
+    FOR EACH ROW WHEN (NEW.status <> OLD.status AND NOT CASE OLD.status
+        WHEN 'initializing' THEN NEW.status IN ('active', 'completed', 'failed', 'abandoned')
+        WHEN 'active' THEN NEW.status IN ('suspended', 'completed', 'failed', 'abandoned')
+        WHEN 'suspended' THEN NEW.status IN ('resuming', 'completed', 'failed', 'abandoned')
+        WHEN 'resuming' THEN NEW.status IN ('active', 'suspended', 'completed', 'failed', 'abandoned')
+        WHEN 'failed' THEN NEW.status = 'resuming'
+        WHEN 'abandoned' THEN NEW.status = 'resuming'
+        ELSE false END)
+    EXECUTE FUNCTION ibex_core.sessions_refuse_step()""",
+        ),
+    ),
+    functions=(_REFUSE_STEP,),
+)

@@ -1,0 +1,96 @@
+"""The examples in the docstrings."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from doctest import DocTest
+from uuid import uuid4
+
+import pytest
+import pytest_asyncio
+from docstrings import examples, run, without_example
+from sqlalchemy import select
+
+import ibex_db_core
+import ibex_db_tenancy
+from ibex_db_core.database import Database
+from ibex_db_core.provisioning import Cluster
+from ibex_db_core.tenant import ScopedSession
+from ibex_db_tenancy import (
+    Agent,
+    AgentRepository,
+    Directive,
+    DirectiveRepository,
+    Organization,
+    OrganizationRepository,
+    TokenRepository,
+    User,
+    UserRepository,
+)
+
+# The one verb of core that needs this wheel.
+EXAMPLES = [
+    *examples("ibex_db_tenancy"),
+    *(test for test in examples("ibex_db_core.database") if test.name.endswith("Database.authenticate")),
+]
+
+
+@pytest.fixture(scope="module")
+def shared(ibex_cluster: Cluster, ibex_template: str) -> Iterator[str]:
+    """One database for all of them: a copy for each would take most of the time."""
+    name = f"ibex_examples_{uuid4().hex[:12]}"
+    asyncio.run(ibex_cluster.create_database(name, template=ibex_template))
+    yield name
+    asyncio.run(ibex_cluster.drop_database(name))
+
+
+@pytest_asyncio.fixture
+async def ibex_db(ibex_cluster: Cluster, shared: str) -> AsyncIterator[Database]:
+    async with ibex_cluster.database(shared) as database:
+        yield database
+        async with database.platform(reason="an example ends") as session:
+            for org_id in (await session.scalars(select(Organization.id))).all():
+                await OrganizationRepository(session).erase(org_id)
+
+
+@pytest_asyncio.fixture
+async def names(ibex_db: Database, org: Organization, session: ScopedSession) -> AsyncIterator[dict[str, object]]:
+    """An organization with a user, an agent and a directive; a session in it; and what the wheels export."""
+    users, agents, directives = UserRepository(session), AgentRepository(session), DirectiveRepository(session)
+    user = await users.add(User(email="owner@acme.example", name="Owner"))
+    agent = await agents.add(Agent(name="Support", slug="support"))
+    directive = await directives.add(Directive(name="Manners"))
+    version = await directives.draft(directive.id, content="Be kind.")
+    await session.commit()
+    yield {
+        **vars(ibex_db_core),
+        **vars(ibex_db_tenancy),
+        "db": ibex_db,
+        "org": org,
+        "session": session,
+        "user": user,
+        "users": users,
+        "agent": agent,
+        "agents": agents,
+        "directive": directive,
+        "directives": directives,
+        "version": version,
+        "tokens": TokenRepository(session),
+    }
+    await session.rollback()
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.name)
+async def test_the_example_runs_as_it_stands(example: DocTest, names: dict[str, object]) -> None:
+    await run(example, names)
+
+
+def test_every_verb_has_an_example() -> None:
+    repositories = (
+        OrganizationRepository,
+        UserRepository,
+        AgentRepository,
+        TokenRepository,
+        DirectiveRepository,
+    )
+
+    assert without_example(*repositories) == []
