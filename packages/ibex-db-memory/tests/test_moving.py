@@ -13,6 +13,7 @@ from uuid import UUID, uuid4
 import asyncpg
 import numpy as np
 import pytest
+from homes import Home
 from sqlalchemy import text
 
 from ibex_db_core.database import Database
@@ -27,8 +28,6 @@ from ibex_db_memory import (
     SessionRepository,
 )
 from ibex_db_tenancy import Agent, AgentRepository, OrganizationRepository
-
-from .conftest import Home
 
 Vector = Callable[[int], list[float]]
 
@@ -139,8 +138,7 @@ async def _rows(owner: asyncpg.Connection, table: str) -> list[tuple[object, ...
 async def test_a_vector_is_the_same_to_the_last_bit(
     memories: MemoryRepository, agent_id: UUID, session: ScopedSession, owner: asyncpg.Connection
 ) -> None:
-    odd = np.zeros(384, np.float32)
-    odd[:5] = [np.float32(1e-45), np.float32(-0.0), np.float32(0.1), np.float32(1) / 3, -1]
+    odd = np.array([1e-45, -0.0, 0.1, 1 / 3, -1, *[0.0] * 379], np.float32)
     await remembered(memories, agent_id, "Odd.", embedding=odd)
     lines = await exported(memories)
 
@@ -167,7 +165,10 @@ async def test_the_header_tells_whose_they_are_and_how_many(memories: MemoryRepo
     await remembered(memories, agent_id, "One.")
     told: list[tuple[int, int]] = []
 
-    header = json.loads((await exported(memories, progress=lambda *done: told.append(done)))[0])
+    def note(done: int, of: int) -> None:
+        told.append((done, of))
+
+    header = json.loads((await exported(memories, progress=note))[0])
 
     assert (header["format"], header["version"], header["dimensions"], header["memories"]) == (
         *("ibex-db-memories", 1, 384, 1),
@@ -412,9 +413,7 @@ async def test_agents_that_are_not_here_are_named_or_made(
         theirs = MemoryRepository(session)
         with pytest.raises(InvalidInputError, match="create_agents"):
             await theirs.import_(lines)
-        wrong: list[dict[UUID | str, UUID | str]] = [
-            *({"sales": "nobody"}, {"sales": uuid4()}, {"marketing": other_home.agent_id}),
-        ]
+        wrong: list[dict[UUID | str, UUID | str]] = [{"sales": "nobody"}, {"sales": uuid4()}, {"marketing": "sales"}]
         for agents in wrong:
             with pytest.raises(InvalidInputError):
                 await theirs.import_(lines, agents=agents)

@@ -8,7 +8,7 @@ from alembic import op
 from ibex_db_core.policies import OWNER_ROLE
 
 revision = "memory_0003"
-down_revision = "memory_0001"
+down_revision = "memory_0002"
 branch_labels = None
 depends_on = "tenancy_0002"
 
