@@ -92,6 +92,13 @@ def together(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def importers(session: nox.Session) -> None:
+    """Test the importers against tables that mem0 and LangGraph make themselves."""
+    _sync(session, "test", "peers")
+    session.run("pytest", "packages/ibex-db-memory/tests/test_importers_peers.py", *session.posargs)
+
+
+@nox.session(default=False)
 def fix(session: nox.Session) -> None:
     """Let ruff mend what it can."""
     _sync(session, "lint")
