@@ -18,7 +18,8 @@ BEGIN
         content, category, status, confidence, metadata,
         NULLIF(current_setting('app.change_reason', true), ''),
         NULLIF(current_setting('app.changed_by', true), '')::uuid
-    FROM added;
+    FROM added
+    ON CONFLICT (org_id, memory_id, version_num) DO NOTHING;
     RETURN NULL;
 END """,
 )
