@@ -25,7 +25,7 @@ async def test_the_first_version_is_the_memory_as_it_was_made(memories: MemoryRe
 
 async def test_each_change_is_a_version_oldest_first(memories: MemoryRepository, agent_id: UUID) -> None:
     ident = await remembered(memories, agent_id)
-    await memories.update(ident, content="Coffee.", confidence=0.9)
+    await memories.update(ident, content="Coffee.", embedding=None, confidence=0.9)
     await memories.update(ident, category="preference")
     await memories.update(ident, metadata_={"turn": 1})
     await memories.update(ident, status="archived")
@@ -42,7 +42,7 @@ async def test_each_change_is_a_version_oldest_first(memories: MemoryRepository,
 async def test_what_changes_nothing_that_is_told_is_no_version(memories: MemoryRepository, agent_id: UUID) -> None:
     ident = await remembered(memories, agent_id)
     await memories.update(ident, usefulness_score=0.9)
-    await memories.update(ident, content="Tea.")
+    await memories.update(ident, content="Tea.", embedding=None)
     await memories.update(ident, expires_at=datetime.now(UTC))
 
     assert len(await memories.history(ident)) == 1
@@ -50,7 +50,7 @@ async def test_what_changes_nothing_that_is_told_is_no_version(memories: MemoryR
 
 async def test_a_changed_content_has_its_own_hash(memories: MemoryRepository, agent_id: UUID) -> None:
     ident = await remembered(memories, agent_id)
-    changed = await memories.update(ident, content="Coffee.")
+    changed = await memories.update(ident, content="Coffee.", embedding=None)
     tea = await memories.remember(agent_id=agent_id, content="tea.", category="factual")
     coffee = await memories.remember(agent_id=agent_id, content="COFFEE.", category="factual")
 
@@ -66,7 +66,7 @@ async def test_a_change_into_what_the_agent_knows_already_is_a_conflict(
     await remembered(memories, agent_id, "Coffee.")
 
     with pytest.raises(ConflictError) as caught:
-        await memories.update(ident, content="coffee.")
+        await memories.update(ident, content="coffee.", embedding=None)
     assert caught.value.constraint == "memories_content_hash_org"
 
 

@@ -201,10 +201,17 @@ class Writing(Finding):
         return RememberedMany(outcomes)
 
     def _complete(self, values: dict[str, object]) -> dict[str, object]:
-        """Keep content_hash in step with content, in update() too."""
+        """Keep content_hash in step with content in update(), and have the vector follow."""
         if "content_hash" in values:
             raise InvalidInputError("content_hash", values["content_hash"], "is made from content: leave it out")
         if "content" in values:
+            if "embedding" not in values:
+                raise InvalidInputError(
+                    "embedding",
+                    "nothing",
+                    "must come with content, or the old vector would go on speaking for the old words: "
+                    "give the new content's vector, or None to have none",
+                )
             values["content_hash"] = content_hash(cast("str", values["content"]))
         return values
 
