@@ -123,9 +123,7 @@ async def test_a_successor_must_be_active(memories: MemoryRepository, agent_id: 
 async def test_of_two_supersessions_at_once_one_wins(ibex_db: Database, org_id: UUID, agent_id: UUID) -> None:
     old, first, second = await pair(ibex_db, org_id, agent_id, 3)
 
-    done = await together(
-        ibex_db, org_id, lambda m: m.supersede(old, by=first), lambda m: m.supersede(old, by=second)
-    )
+    done = await together(ibex_db, org_id, lambda m: m.supersede(old, by=first), lambda m: m.supersede(old, by=second))
 
     (winner,) = [one for one in done if isinstance(one, Memory)]
     (loser,) = [one for one in done if isinstance(one, Exception)]

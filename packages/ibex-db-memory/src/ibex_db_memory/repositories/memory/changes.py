@@ -15,9 +15,11 @@ from ibex_db_memory.models import Memory, MemoryStatus, VersionOperation
 # hence the second call, which gives them back what they said before: nothing,
 # or what raw SQL of the caller's has set.
 _TELL = text(
-    "SELECT current_setting('app.change_reason', true) AS reason, current_setting('app.changed_by', true) AS actor, "
-    "current_setting('app.change_operation', true) AS operation, set_config('app.change_reason', :reason, true), set_config('app.changed_by', :actor, true), "
-    "set_config('app.change_operation', :operation, true)"
+    """
+    SELECT current_setting('app.change_reason', true), current_setting('app.changed_by', true),
+        current_setting('app.change_operation', true), set_config('app.change_reason', :reason, true),
+        set_config('app.changed_by', :actor, true), set_config('app.change_operation', :operation, true)
+    """
 )
 _TOLD = ("reason", "actor", "operation")
 

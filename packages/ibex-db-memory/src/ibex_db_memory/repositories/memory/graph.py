@@ -97,7 +97,7 @@ def _walk(direction: Direction, *, typed: bool) -> TextClause:
     return statement.bindparams(bindparam("types", type_=ARRAY(Text()))) if typed else statement
 
 
-_WALKS = {(direction, typed): _walk(direction, typed=typed) for direction in Direction for typed in (False, True)}
+WALKS = {(direction, typed): _walk(direction, typed=typed) for direction in Direction for typed in (False, True)}
 
 # UNION ends a circle, which only raw SQL can make: it has no tip.
 _TIP = text(
@@ -223,7 +223,7 @@ class Graph(BaseRepository[Memory]):
                 raise InvalidInputError("types", [], "must not be empty: leave it out to follow every type")
             parameters["types"] = [validation.enum_member("types", RelationshipType, kind).value for kind in given]
         way = validation.enum_member("direction", Direction, direction)
-        rows = (await self._execute(_WALKS[cast("Direction", way), types is not None], parameters)).all()
+        rows = (await self._execute(WALKS[cast("Direction", way), types is not None], parameters)).all()
         found = {memory.id: memory for memory in await self.get_many([row[0] for row in rows])}
         return [
             Neighbor(found[near], steps, RelationshipType(kind), outgoing, via)
