@@ -10,6 +10,7 @@ from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
+from homes import Home
 from hypothesis import HealthCheck, given, settings, strategies as st
 from sqlalchemy import event, text
 
@@ -509,12 +510,12 @@ async def test_workers_at_once_abandon_each_stale_run_once(
 
 
 async def test_a_platform_session_finds_everybodys_stale_runs(
-    ibex_db: Database, owner: asyncpg.Connection, org_id: UUID, agent_id: UUID, rival_id: UUID, rival_agent_id: UUID
+    ibex_db: Database, owner: asyncpg.Connection, home: Home, other_home: Home
 ) -> None:
-    await runs_since(owner, org_id, agent_id, 2, "active")
-    await runs_since(owner, rival_id, rival_agent_id, 3, "active")
+    await runs_since(owner, home.org_id, home.agent_id, 2, "active")
+    await runs_since(owner, other_home.org_id, other_home.agent_id, 3, "active")
 
-    async with ibex_db.tenant(org_id) as session:
+    async with ibex_db.tenant(home.org_id) as session:
         assert len(await SessionRepository(session).find_stale(older_than=timedelta(seconds=30))) == 2
     async with ibex_db.platform(reason="the sweep") as session:
         assert len(await SessionRepository(session).abandon_stale(older_than=timedelta(seconds=30))) == 5
