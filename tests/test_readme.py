@@ -19,6 +19,7 @@ from ibex_db_core.testing import TestDatabase
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 EXAMPLE = ROOT / "examples" / "quickstart.py"
+AGENT_LOOP = ROOT / "examples" / "agent_loop.py"
 
 
 def _blocks(language: str) -> list[str]:
@@ -38,6 +39,28 @@ def test_the_example_is_the_file_and_prints_what_is_shown(tmp_path: Path) -> Non
 
     assert done.returncode == 0, done.stderr
     assert done.stdout == _blocks("text")[0]
+
+
+def test_the_agent_remembers_recalls_consolidates_and_forgets(tmp_path: Path) -> None:
+    done = _run(str(AGENT_LOOP), at=tmp_path)
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "new         I prefer tea over coffee.",
+        "new         My cat is called Miso.",
+        "asked       What do I prefer, tea or coffee?",
+        "recalled    I prefer tea over coffee.",
+        "known       I prefer tea over coffee.",
+        "new         I really prefer tea over coffee.",
+        "merged into I prefer tea over coffee.",
+        "new         I am in Rome until noon.",
+        "asked       What is my cat called?",
+        "recalled    My cat is called Miso.",
+        "forgotten   1",
+        "at hand     My cat is called Miso. (usefulness 0.667)",
+        "at hand     I prefer tea over coffee. (usefulness 0.667)",
+        "turns       7",
+    ]
 
 
 def test_a_bare_machine_needs_two_commands() -> None:

@@ -190,7 +190,7 @@ async def _changed(session: ScopedSession, agent_id: UUID) -> UUID:
         category=MemoryCategory.FACTUAL,
         metadata=dict(_MARK),
     )
-    await repository.update(made.memory.id, content=_SECOND_WORDING)
+    await repository.update(made.memory.id, content=_SECOND_WORDING, embedding=None)
     await repository.revert(made.memory.id, 1, reason="the new lease starts next year")
     return made.memory.id
 

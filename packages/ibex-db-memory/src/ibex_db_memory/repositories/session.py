@@ -236,10 +236,14 @@ class SessionRepository(SteppedRepository[Session]):
         """
         values = {"last_heartbeat_at": func.now(), "suspended_at": None, "ended_at": None}
         session = await self._step(session_id, SessionStatus.RESUMING, values)
-        for checkpoint in await self.checkpoints(session_id, limit=_LOOKED_THROUGH):
-            if checkpoint.is_intact():
+        # One by one: states may be large, and the newest is as good as always intact.
+        below = None
+        for _ in range(_LOOKED_THROUGH):
+            checkpoint = await self._newest_checkpoint(session_id, below=below)
+            if checkpoint is None or checkpoint.is_intact():
                 return Resumed(session, checkpoint)
-            _log.error("checkpoint %s of session %s is damaged", checkpoint.sequence_number, session_id)
+            below = checkpoint.sequence_number
+            _log.error("checkpoint %s of session %s is damaged", below, session_id)
         return Resumed(session, None)
 
     async def complete(self, session_id: UUID) -> Session:
@@ -361,18 +365,7 @@ class SessionRepository(SteppedRepository[Session]):
             >>> (await sessions.latest_checkpoint(run.id)).state
             {'step': 1}
         """
-        statement = (
-            select(Checkpoint)
-            .where(
-                Checkpoint.org_id == self._tenant,
-                Checkpoint.session_id == validation.uuid("session_id", session_id),
-            )
-            .order_by(Checkpoint.sequence_number.desc())
-            .limit(1)
-        )
-        found = cast(
-            "Checkpoint | None", (await self._execute(statement, populate_existing=True)).scalars().one_or_none()
-        )
+        found = await self._newest_checkpoint(session_id)
         if found is not None and not found.is_intact():
             raise CheckpointDamagedError(session_id, found.sequence_number, found.state_hash, state_hash(found.state))
         return found
@@ -401,6 +394,21 @@ class SessionRepository(SteppedRepository[Session]):
             .limit(limit_of(limit))
         )
         return (await self._execute(statement, populate_existing=True)).scalars().all()
+
+    async def _newest_checkpoint(self, session_id: UUID, *, below: int | None = None) -> Checkpoint | None:
+        statement = (
+            select(Checkpoint)
+            .where(
+                Checkpoint.org_id == self._tenant,
+                Checkpoint.session_id == validation.uuid("session_id", session_id),
+            )
+            .order_by(Checkpoint.sequence_number.desc())
+            .limit(1)
+        )
+        if below is not None:
+            statement = statement.where(Checkpoint.sequence_number < below)
+        found = (await self._execute(statement, populate_existing=True)).scalars().one_or_none()
+        return cast("Checkpoint | None", found)
 
     async def _status(self, ident: UUID) -> SessionStatus:
         statement = select(Session.status).where(*self._scope(), Session.id == ident)

@@ -12,12 +12,16 @@ from ibex_db_core.repository import BaseRepository
 from ibex_db_memory.models import Memory, MemoryStatus, VersionOperation
 
 # The triggers of memory_0001 read these; they hold until the transaction ends,
-# hence the second call, which clears them for whatever comes next.
+# hence the second call, which gives them back what they said before: nothing,
+# or what raw SQL of the caller's has set.
 _TELL = text(
-    "SELECT set_config('app.change_reason', :reason, true), set_config('app.changed_by', :actor, true), "
-    "set_config('app.change_operation', :operation, true)"
+    """
+    SELECT current_setting('app.change_reason', true), current_setting('app.changed_by', true),
+        current_setting('app.change_operation', true), set_config('app.change_reason', :reason, true),
+        set_config('app.changed_by', :actor, true), set_config('app.change_operation', :operation, true)
+    """
 )
-_SILENCE = {"reason": "", "actor": "", "operation": ""}
+_TOLD = ("reason", "actor", "operation")
 
 
 class Changes(BaseRepository[Memory]):
@@ -42,10 +46,10 @@ class Changes(BaseRepository[Memory]):
         }
         await self._ready()
         async with self._session.begin_nested():
-            await self._execute(_TELL, told)
+            before = (await self._execute(_TELL, told)).one()
             yield
             await self._flush()
-            await self._execute(_TELL, _SILENCE)
+            await self._execute(_TELL, {name: said or "" for name, said in zip(_TOLD, before, strict=False)})
 
     async def _locked(self, idents: Iterable[UUID], *, include_deleted: bool = False) -> Mapping[UUID, Memory]:
         """Lock memories in the order of their ids, and return them as they now are.

@@ -87,6 +87,13 @@ class Finding(Wording):
             InvalidInputError: neither embedding nor text; a value that breaks its rule; or hits whose
                 vectors come from several models.
             TenantMissingError: a text on a platform session: words are found inside one tenant only.
+
+        Example:
+            >>> kept = await memories.remember(
+            ...     agent_id=agent.id, content="Prefers tea over coffee.", category="preference", tags=["drinks"])
+            >>> hits = await memories.search(agent_id=agent.id, text="what tea?", tags_any=["drinks"])
+            >>> hits[0].memory.content
+            'Prefers tea over coffee.'
         """
         filters = Filters.of(
             agent_id=agent_id,
@@ -143,6 +150,13 @@ class Finding(Wording):
             agent_id: one agent or several; None: all of the organization.
             limit: how many at most, 1 to 1000.
             embedding_model: vectors of this model only.
+
+        Example:
+            >>> vector = [1.0] + [0.0] * 383
+            >>> kept = await memories.remember(
+            ...     agent_id=agent.id, content="Likes tea.", category="preference", embedding=vector)
+            >>> [round(hit.similarity, 3) for hit in await memories.find_similar(vector, threshold=0.95)]
+            [1.0]
         """
         return await self.search(
             embedding=embedding,
@@ -169,6 +183,12 @@ class Finding(Wording):
             categories: any of these.
             weights: other weights and half-lives than the documented ones.
             explain: also return the parts of each score.
+
+        Example:
+            >>> kept = await memories.remember(agent_id=agent.id, content="Is allergic to nuts.", category="factual")
+            >>> _ = await memories.give_feedback(helpful=[kept.memory.id])
+            >>> [found.memory.content for found in await memories.hot(agent.id, limit=5)]
+            ['Is allergic to nuts.']
         """
         filters = Filters.of(agent_id=agent_id, categories=categories)
         parameters = {

@@ -47,53 +47,69 @@ class Neighbor:
     via: UUID
 
 
-_OUT = """
-            SELECT r.target_memory_id AS id, r.relationship_type, true AS outgoing
-            FROM ibex_core.memory_relationships r
-            WHERE r.org_id = :org_id AND r.source_memory_id = w.id {types}"""
-_IN = """
-            SELECT r.source_memory_id AS id, r.relationship_type, false AS outgoing
-            FROM ibex_core.memory_relationships r
-            WHERE r.org_id = :org_id AND r.target_memory_id = w.id {types}"""
+# The edges that lead on from w, and those by which one that was reached may have been reached.
+_ON = {
+    Direction.OUT: """SELECT e.target_memory_id AS id FROM ibex_core.memory_relationships e
+                WHERE e.org_id = :org_id AND e.source_memory_id = w.id {types}""",
+    Direction.IN: """SELECT e.source_memory_id AS id FROM ibex_core.memory_relationships e
+                WHERE e.org_id = :org_id AND e.target_memory_id = w.id {types}""",
+}
+_BACK = {
+    Direction.OUT: """SELECT e.relationship_type, true AS outgoing, e.source_memory_id AS via
+                FROM ibex_core.memory_relationships e
+                WHERE e.org_id = :org_id AND e.target_memory_id = r.id {types}""",
+    Direction.IN: """SELECT e.relationship_type, false AS outgoing, e.target_memory_id AS via
+                FROM ibex_core.memory_relationships e
+                WHERE e.org_id = :org_id AND e.source_memory_id = r.id {types}""",
+}
 
 
 def _walk(direction: Direction, *, typed: bool) -> TextClause:
-    arms = {Direction.OUT: [_OUT], Direction.IN: [_IN], Direction.BOTH: [_OUT, _IN]}[direction]
-    types = "AND r.relationship_type = ANY(:types)" if typed else ""
-    # UNION, not UNION ALL: an edge is walked once at each depth, so a dense
-    # graph costs edges times depth, where enumerating paths would explode.
+    ways = [Direction.OUT, Direction.IN] if direction is Direction.BOTH else [direction]
+    types = "AND e.relationship_type = ANY(:types)" if typed else ""
+    on = " UNION ALL ".join(_ON[way] for way in ways).format(types=types)
+    back = " UNION ALL ".join(_BACK[way] for way in ways).format(types=types)
+    # UNION, not UNION ALL, and of nothing but place and depth: a memory is left
+    # once at each depth however many ways lead to it, so a dense graph costs its
+    # edges times the depth.  By which edge each was reached is asked at the end,
+    # of those alone that are returned.
     statement = text(
         f"""
-        WITH RECURSIVE walk (id, depth, relationship_type, outgoing, via) AS (
-            SELECT CAST(:start AS uuid), 0, CAST(NULL AS varchar), NULL::boolean, NULL::uuid
+        WITH RECURSIVE walk (id, depth) AS (
+            SELECT CAST(:start AS uuid), 0
             UNION
-            SELECT n.id, w.depth + 1, n.relationship_type, n.outgoing, w.id
-            FROM walk w CROSS JOIN LATERAL ({" UNION ALL ".join(arms).format(types=types)}) n
+            SELECT n.id, w.depth + 1 FROM walk w CROSS JOIN LATERAL ({on}) n
             WHERE w.depth < :depth AND n.id <> :start
+        ), nearest AS MATERIALIZED (
+            SELECT id, min(depth) AS depth FROM walk GROUP BY id
+        ), reached AS (
+            SELECT n.id, n.depth FROM nearest n JOIN ibex_core.memories m
+                ON m.org_id = :org_id AND m.id = n.id AND m.deleted_at IS NULL
+            WHERE n.depth > 0 ORDER BY n.depth, n.id LIMIT :limit
         )
-        SELECT id, depth, relationship_type, outgoing, via FROM (
-            SELECT DISTINCT ON (w.id) w.* FROM walk w JOIN ibex_core.memories m
-                ON m.org_id = :org_id AND m.id = w.id AND m.deleted_at IS NULL
-            WHERE w.depth > 0 ORDER BY w.id, w.depth, w.relationship_type, w.outgoing, w.via
-        ) reached ORDER BY depth, id LIMIT :limit
+        SELECT r.id, r.depth, last.relationship_type, last.outgoing, last.via
+        FROM reached r CROSS JOIN LATERAL (
+            SELECT b.* FROM ({back}) b JOIN nearest v ON v.id = b.via AND v.depth = r.depth - 1
+            ORDER BY b.relationship_type, b.outgoing, b.via LIMIT 1
+        ) last ORDER BY r.depth, r.id
         """
     ).bindparams(bindparam("org_id", type_=Uuid()), bindparam("start", type_=Uuid()))
     return statement.bindparams(bindparam("types", type_=ARRAY(Text()))) if typed else statement
 
 
-_WALKS = {(direction, typed): _walk(direction, typed=typed) for direction in Direction for typed in (False, True)}
+WALKS = {(direction, typed): _walk(direction, typed=typed) for direction in Direction for typed in (False, True)}
 
+# UNION ends a circle, which only raw SQL can make: it has no tip.
 _TIP = text(
     """
-    WITH RECURSIVE chain (id, next, depth) AS (
-        SELECT m.id, COALESCE(m.superseded_by, m.merged_into), 0 FROM ibex_core.memories m
+    WITH RECURSIVE chain (id, next) AS (
+        SELECT m.id, COALESCE(m.superseded_by, m.merged_into) FROM ibex_core.memories m
         WHERE m.org_id = :org_id AND m.id = :start
         UNION
-        SELECT m.id, COALESCE(m.superseded_by, m.merged_into), c.depth + 1
+        SELECT m.id, COALESCE(m.superseded_by, m.merged_into)
         FROM chain c JOIN ibex_core.memories m ON m.org_id = :org_id AND m.id = c.next
-        WHERE c.depth < 1000
     )
-    SELECT id FROM chain ORDER BY depth DESC LIMIT 1
+    SELECT id FROM chain WHERE next IS NULL
     """
 ).bindparams(bindparam("org_id", type_=Uuid()), bindparam("start", type_=Uuid()))
 
@@ -178,7 +194,8 @@ class Graph(BaseRepository[Memory]):
     ) -> Sequence[Neighbor]:
         """Return the memories within some edges of one, nearest first; ends in spite of cycles.
 
-        Forgotten memories are left out, though a way may lead through them.
+        Forgotten memories are left out, though a way may lead through them.  A
+        memory that is not there has no neighbors.
 
         Args:
             ident: where to start; never among the neighbors.
@@ -206,7 +223,7 @@ class Graph(BaseRepository[Memory]):
                 raise InvalidInputError("types", [], "must not be empty: leave it out to follow every type")
             parameters["types"] = [validation.enum_member("types", RelationshipType, kind).value for kind in given]
         way = validation.enum_member("direction", Direction, direction)
-        rows = (await self._execute(_WALKS[cast("Direction", way), types is not None], parameters)).all()
+        rows = (await self._execute(WALKS[cast("Direction", way), types is not None], parameters)).all()
         found = {memory.id: memory for memory in await self.get_many([row[0] for row in rows])}
         return [
             Neighbor(found[near], steps, RelationshipType(kind), outgoing, via)
@@ -218,7 +235,8 @@ class Graph(BaseRepository[Memory]):
         """Return what holds today in a memory's place: the end of its chain of superseded_by and merged_into.
 
         Raises:
-            NotFoundError: no such memory in this organization, or the end of the chain was forgotten.
+            NotFoundError: no such memory in this organization, or the end of the chain was forgotten, or
+                raw SQL has made a circle of the chain.
 
         Example:
             >>> old = (await memories.remember(agent_id=agent.id, content="Lives in Rome.", category="factual")).memory

@@ -42,7 +42,8 @@ class Lifecycle(Writing, Changes):
 
         Args:
             ident: the memory that no longer holds; ACTIVE.
-            by: its successor: the id of an ACTIVE memory, or a draft of a new one.
+            by: its successor: the id of an ACTIVE memory, or a draft of a new one; where an active memory of
+                the agent says the same already, that one.
             reason: for the version history.
             actor: who decided, for the version history.
 
@@ -60,13 +61,14 @@ class Lifecycle(Writing, Changes):
         """
         async with self._change_recorded(reason=reason, actor=actor):
             ident = validation.uuid("id", ident)
+            successor_id = by if isinstance(by, UUID) else await self._made(by)
             # Both are locked in one order, or A by B and B by A at once would wait for each other.
-            locked = await self._locked([ident, by] if isinstance(by, UUID) else [ident])
-            old = locked[ident]
-            require(old, [MemoryStatus.ACTIVE], "superseded")
-            successor = self._active(locked[by], "the successor") if isinstance(by, UUID) else await self._made(by)
-            if successor.id == old.id:
-                raise InvalidInputError("by", successor.id, "must be another memory: none supersedes itself")
+            locked = await self._locked([ident, successor_id])
+            old, successor = locked[ident], locked[successor_id]
+            require(old, [MemoryStatus.ACTIVE], MemoryStatus.SUPERSEDED.value)
+            _require_active(successor, "a successor")
+            if successor is old:
+                raise InvalidInputError("by", successor_id, "must be another memory: none supersedes itself")
             old.status = MemoryStatus.SUPERSEDED
             old.superseded_by = successor.id
             await self._link(successor, [old], RelationshipType.SUPERSEDES)
@@ -87,7 +89,8 @@ class Lifecycle(Writing, Changes):
 
         Args:
             idents: the memories to merge; ACTIVE.  The target itself may be among them.
-            into: the id of an ACTIVE memory, or a draft of a new one.
+            into: the id of an ACTIVE memory, or a draft of a new one; where an active memory of the agent
+                says the same already, that one.
             reason: for the version history.
             actor: who decided, for the version history.
 
@@ -106,13 +109,13 @@ class Lifecycle(Writing, Changes):
         if not wanted:
             raise InvalidInputError("idents", [], "must name at least one memory")
         async with self._change_recorded(reason=reason, actor=actor):
+            target_id = into if isinstance(into, UUID) else await self._made(into)
             # The target is locked with the others, in one order, or two merges could wait for each other.
-            both = [*wanted, into] if isinstance(into, UUID) else wanted
-            sources = dict(await self._locked(both))
+            sources = dict(await self._locked([*wanted, target_id]))
+            target = sources.pop(target_id)
+            _require_active(target, "the target of a merge")
             for source in sources.values():
-                require(source, [MemoryStatus.ACTIVE], "merged")
-            target = sources[into] if isinstance(into, UUID) else await self._made(into)
-            sources.pop(target.id, None)
+                require(source, [MemoryStatus.ACTIVE], MemoryStatus.MERGED.value)
             for source in sources.values():
                 source.status = MemoryStatus.MERGED
                 source.merged_into = target.id
@@ -169,6 +172,7 @@ class Lifecycle(Writing, Changes):
         """Bring back a memory: a forgotten one as it was, an archived, superseded or merged one as active.
 
         The pointer to its successor and their relationship go; the successor itself stays.
+        Forgetting and bringing back are no versions: what a memory says is the same before and after.
 
         Raises:
             NotFoundError: no such memory in this organization.
@@ -224,16 +228,9 @@ class Lifecycle(Writing, Changes):
             memory.status = to
         return memory
 
-    async def _made(self, draft: MemoryDraft | Mapping[str, object]) -> Memory:
-        """Return the memory that a draft makes, or the active one that says the same already."""
-        outcome = (await self.remember_many([draft])).outcomes[0]
-        return self._active(await self.get(outcome.id), "the new memory")
-
-    @staticmethod
-    def _active(memory: Memory, role: str) -> Memory:
-        if memory.status is not MemoryStatus.ACTIVE:
-            raise IllegalTransitionError(f"memory {memory.id}", memory.status.value, role, "it must be active")
-        return memory
+    async def _made(self, draft: MemoryDraft | Mapping[str, object]) -> UUID:
+        """Return the id of the memory that a draft makes, or of the active one that says the same already."""
+        return (await self.remember_many([draft])).outcomes[0].id
 
     async def _link(self, source: Memory, targets: Iterable[Memory], kind: RelationshipType) -> None:
         edges = [
@@ -246,7 +243,7 @@ class Lifecycle(Writing, Changes):
             for target in targets
         ]
         if edges:  # somebody may have drawn the same edge by hand
-            await self._execute(insert(MemoryRelationship).values(edges).on_conflict_do_nothing())
+            await self._execute(insert(MemoryRelationship).on_conflict_do_nothing(), edges)
 
     async def _unlink(self, source: UUID | None, target: UUID) -> None:
         if source is not None:
@@ -258,3 +255,8 @@ class Lifecycle(Writing, Changes):
                     MemoryRelationship.relationship_type.in_(_LINKS),
                 )
             )
+
+
+def _require_active(memory: Memory, role: str) -> None:
+    if memory.status is not MemoryStatus.ACTIVE:
+        raise IllegalTransitionError(f"memory {memory.id}", memory.status.value, role, "it must be active")

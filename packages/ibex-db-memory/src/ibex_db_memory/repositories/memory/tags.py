@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
-from sqlalchemy import ARRAY, Text, Uuid, bindparam, delete, func, select, text
+from sqlalchemy import ARRAY, Text, Uuid, bindparam, delete, func, or_, select, text
 from sqlalchemy.dialects.postgresql import insert
 
 from ibex_db_core import validation
@@ -18,7 +18,7 @@ from ibex_db_memory.search.filters import limit_of
 
 @dataclass(frozen=True, slots=True)
 class TagCount:
-    """A tag, and how many active memories carry it."""
+    """A tag, and how many active memories carry it that have not expired."""
 
     tag: str
     count: int
@@ -57,7 +57,8 @@ class Tags(BaseRepository[Memory]):
             ['choir', 'music']
         """
         ident = validation.uuid("id", ident)
-        rows = [{"org_id": self._tenant, "memory_id": ident, "tag": tag} for tag in _some(tags)]
+        # In one order: two callers with the same tags in another order would wait for each other.
+        rows = [{"org_id": self._tenant, "memory_id": ident, "tag": tag} for tag in sorted(_some(tags))]
         statement = (
             insert(MemoryTag)
             .values(rows)
@@ -83,7 +84,7 @@ class Tags(BaseRepository[Memory]):
         return sorted((await self._execute(statement.returning(MemoryTag.tag))).scalars())
 
     async def tags(self, *, agent_id: UUID | None = None, limit: int = 100) -> Sequence[TagCount]:
-        """Return the tags of active memories and how many carry each, the most used first.
+        """Return the tags of active memories and how many carry each, the most used first; expired ones do not count.
 
         Args:
             agent_id: of this agent's memories; None: of all.
@@ -104,6 +105,7 @@ class Tags(BaseRepository[Memory]):
                 Memory.org_id == self._tenant,
                 Memory.deleted_at.is_(None),
                 Memory.status == MemoryStatus.ACTIVE,
+                or_(Memory.expires_at.is_(None), Memory.expires_at > func.now()),
             )
             .group_by(MemoryTag.tag)
             .order_by(count.desc(), MemoryTag.tag)

@@ -130,6 +130,16 @@ class Writing(Finding):
         Raises:
             InvalidInputError: which field, which value, which rule; before any SQL.
             ForeignKeyError: no such agent or session in this organization.
+
+        Example:
+            >>> kept = await memories.remember(
+            ...     agent_id=agent.id, content="Prefers tea over coffee.", category="preference", tags=["drinks"])
+            >>> kept.created
+            True
+            >>> again = await memories.remember(
+            ...     agent_id=agent.id, content="prefers TEA  over coffee.", category="preference")
+            >>> again.created, again.memory.id == kept.memory.id
+            (False, True)
         """
         draft = check_draft(
             {
@@ -188,6 +198,13 @@ class Writing(Finding):
 
         Raises:
             InvalidInputError: with ``index``, the position of the draft that is wrong; nothing is kept.
+
+        Example:
+            >>> done = await memories.remember_many(
+            ...     {"agent_id": agent.id, "content": f"Room {n % 3} is booked.", "category": "episodic"}
+            ...     for n in range(4))
+            >>> done.created, done.duplicates
+            (3, 1)
         """
         validation.integer("batch_size", batch_size, 1, _MAX_BATCH)
         outcomes: list[Outcome] = []
@@ -201,10 +218,17 @@ class Writing(Finding):
         return RememberedMany(outcomes)
 
     def _complete(self, values: dict[str, object]) -> dict[str, object]:
-        """Keep content_hash in step with content, in update() too."""
+        """Keep content_hash in step with content in update(), and have the vector follow."""
         if "content_hash" in values:
             raise InvalidInputError("content_hash", values["content_hash"], "is made from content: leave it out")
         if "content" in values:
+            if "embedding" not in values:
+                raise InvalidInputError(
+                    "embedding",
+                    "nothing",
+                    "must come with content, or the old vector would go on speaking for the old words: "
+                    "give the new content's vector, or None to have none",
+                )
             values["content_hash"] = content_hash(cast("str", values["content"]))
         return values
 
