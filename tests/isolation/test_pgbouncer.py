@@ -50,6 +50,7 @@ async def _left_behind(db: Database) -> list[str]:
     server connections, each of which then is on another one; pg_stat_activity says whether these are all.
     """
     pids: set[int] = set()
+    backends: set[int] = set()
     left: list[str] = []
     async with AsyncExitStack() as held:
         for _ in range(POOL_SIZE):
