@@ -8,6 +8,7 @@ IBEX_PROPERTY_EXAMPLES=500 searches longer, at random, and shortens what it find
 import asyncio
 import copy
 import os
+from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
@@ -44,8 +45,15 @@ TENANTS = 3
 POOL = EngineSettings(pool_size=3, max_overflow=0, pool_timeout=5.0)
 OPEN_UNITS = POOL.pool_size - 1  # one connection is left for everybody else, who then share it
 
+STEPS_THAT_COUNT = {
+    *("add", "add a twin", "search", "search for words", "update", "erase", "forget", "restore", "relate", "neighbors"),
+    *("commit", "roll back", "ask for another's", "reach for another's"),
+}
+"""What each run must have done to some effect: a step that found nothing to do proves nothing."""
+
 tenants = st.integers(0, TENANTS - 1)
 picks = st.integers(0, 1_000)
+SAID_AT_FIRST = ["tea", "rain", "Oslo", "keys"]  # by each: something is there to be taken, and looks like the others'
 words = st.sampled_from(["tea", "rain", "Oslo", "keys", "bread", "music"])
 
 
@@ -102,8 +110,9 @@ class _Tenant:
 class Tenants(RuleBasedStateMachine):
     """Add, search, update, delete, relate, roll back; and ask for what is not one's own."""
 
-    def __init__(self, db: Database, runner: asyncio.Runner) -> None:
+    def __init__(self, db: Database, runner: asyncio.Runner, done: Counter[str]) -> None:
         super().__init__()
+        self.done = done
         self.db = db
         self.runner = runner
         self.tenants = [runner.run(self._sign_up()) for _ in range(TENANTS)]
@@ -112,7 +121,18 @@ class Tenants(RuleBasedStateMachine):
         org_id = await sign_up(self.db, uuid4().hex)
         async with self.db.tenant(org_id) as session:
             agent = await AgentRepository(session).add(Agent(name="Robin", slug="robin"))
-        return _Tenant(org_id, agent.id)
+            tenant = _Tenant(org_id, agent.id)
+            for content in SAID_AT_FIRST:
+                kept = await MemoryRepository(session).remember(
+                    agent_id=agent.id, content=content, category="factual", confidence=0.5, embedding=VECTOR
+                )
+                tenant.state.rows[kept.memory.id] = _Row(content, 0.5, embedded=True)
+            one, other, *_, last = tenant.state.rows
+            await MemoryRepository(session).relate(one, other, "related_to")
+            tenant.state.edges.add((one, other))
+            await MemoryRepository(session).forget(last)
+            tenant.state.rows[last].forgotten = True
+        return tenant
 
     # -- one step in the tenant's unit of work, or in one of its own
 
@@ -159,6 +179,8 @@ class Tenants(RuleBasedStateMachine):
         )
 
         assert kept.created == (twin is None)
+        self.done["add"] += 1
+        self.done["add a twin"] += twin is not None
         if twin is None:
             tenant.state.rows[kept.memory.id] = _Row(word, 0.5, embedded)
         else:
@@ -173,6 +195,7 @@ class Tenants(RuleBasedStateMachine):
 
         found = self._seen(tenant, [hit.memory for hit in hits])
         assert found == {ident for ident, row in tenant.state.live.items() if row.embedded}
+        self.done["search"] += 1
 
     @rule(who=tenants, word=words)
     def search_for_words(self, who: int, word: str) -> None:
@@ -182,6 +205,7 @@ class Tenants(RuleBasedStateMachine):
 
         found = self._seen(tenant, [hit.memory for hit in hits])
         assert found == {ident for ident, row in tenant.state.live.items() if row.content == word}
+        self.done["search for words"] += bool(found)
 
     @precondition(lambda self: any(tenant.state.live for tenant in self.tenants))
     @rule(who=tenants, number=picks, confidence=st.sampled_from([0.0, 0.25, 0.75, 1.0]))
@@ -194,6 +218,7 @@ class Tenants(RuleBasedStateMachine):
 
             tenant.state.rows[ident].confidence = confidence
             self._seen(tenant, [row])
+            self.done["update"] += 1
 
     @rule(who=tenants, number=picks, for_good=st.booleans())
     def delete(self, who: int, number: int, for_good: bool) -> None:  # noqa: FBT001 - hypothesis passes by name
@@ -204,6 +229,7 @@ class Tenants(RuleBasedStateMachine):
 
         self._do(tenant, lambda memories: memories.erase(ident) if for_good else memories.forget(ident))
 
+        self.done["erase" if for_good else "forget"] += 1
         if for_good:
             del tenant.state.rows[ident]
             tenant.state.edges = {edge for edge in tenant.state.edges if ident not in edge}
@@ -223,6 +249,7 @@ class Tenants(RuleBasedStateMachine):
         else:
             row = self._do(tenant, lambda memories: memories.restore(ident))
             tenant.state.rows[ident].forgotten = False
+            self.done["restore"] += 1
             self._seen(tenant, [row])
 
     @rule(who=tenants, here=picks, there=picks)
@@ -232,21 +259,24 @@ class Tenants(RuleBasedStateMachine):
             return
         one, other = tenant.pick(here), tenant.pick(there)
         if one != other:
-            edge = self._do(tenant, lambda memories: memories.relate(one, other, "supports"))
+            edge = self._do(tenant, lambda memories: memories.relate(one, other, "related_to"))
             assert edge.org_id == tenant.org_id
             tenant.state.edges.add((one, other))
+            self.done["relate"] += 1
 
     @rule(who=tenants, number=picks)
     def neighbors(self, who: int, number: int) -> None:
         tenant = self.tenants[who]
-        if not tenant.state.live:
+        related = sorted({ident for edge in tenant.state.edges for ident in edge} & set(tenant.state.live))
+        if not related:
             return
-        ident = tenant.pick(number)
+        ident = related[number % len(related)]
 
         found = self._do(tenant, lambda memories: memories.neighbors(ident))
 
         expected = {one if other == ident else other for one, other in tenant.state.edges if ident in {one, other}}
         assert self._seen(tenant, [neighbor.memory for neighbor in found]) == expected & set(tenant.state.live)
+        self.done["neighbors"] += bool(found)
 
     # -- units of work that stay open
 
@@ -265,6 +295,7 @@ class Tenants(RuleBasedStateMachine):
         if tenant.unit is not None:
             unit, tenant.unit = tenant.unit, None
             self.runner.run(_leave(unit.context))
+            self.done["commit"] += unit.before != tenant.state
 
     @precondition(lambda self: any(tenant.unit for tenant in self.tenants))
     @rule(who=tenants)
@@ -272,6 +303,7 @@ class Tenants(RuleBasedStateMachine):
         tenant = self.tenants[who]
         if tenant.unit is not None:
             unit, tenant.unit = tenant.unit, None
+            self.done["roll back"] += unit.before != tenant.state
             tenant.state = unit.before
             with pytest.raises(_RolledBackError):
                 self.runner.run(_leave(unit.context, _RolledBackError()))
@@ -285,6 +317,7 @@ class Tenants(RuleBasedStateMachine):
             return
         foreign = other.pick(number)
 
+        self.done["ask for another's"] += 1
         assert self._do(tenant, lambda memories: memories.get_or_none(foreign)) is None
         assert self._do(tenant, lambda memories: memories.get_many([foreign])) == []
         assert self._do(tenant, lambda memories: memories.neighbors(foreign)) == []
@@ -303,9 +336,10 @@ class Tenants(RuleBasedStateMachine):
         foreign, ident = other.pick(number), tenant.pick(own)
 
         with pytest.raises(ForeignKeyError):
-            self._do(tenant, lambda memories: memories.relate(ident, foreign, "supports"))
+            self._do(tenant, lambda memories: memories.relate(ident, foreign, "related_to"))
         with pytest.raises(TenantMismatchError):
             self._do(tenant, lambda memories: memories.add(_of(other)))
+        self.done["reach for another's"] += 1
 
     # -- after each step
 
@@ -363,10 +397,11 @@ def test_whatever_several_tenants_do_each_sees_its_own_rows_and_all_of_them(
     shared: TestDatabase, runner: asyncio.Runner
 ) -> None:
     db = shared.connect(POOL)
+    done: Counter[str] = Counter()
 
     class OnThisDatabase(Tenants):
         def __init__(self) -> None:
-            super().__init__(db, runner)
+            super().__init__(db, runner, done)
 
     try:
         run_state_machine_as_test(
@@ -383,3 +418,4 @@ def test_whatever_several_tenants_do_each_sees_its_own_rows_and_all_of_them(
         )
     finally:
         runner.run(db.close())
+    assert {name for name in STEPS_THAT_COUNT if not done[name]} == set(), f"never came to pass: {done}"
