@@ -10,6 +10,7 @@ from uuid import UUID
 
 import asyncpg
 import pytest
+from homes import Home
 from sqlalchemy import text
 
 from ibex_db_core.database import Database
@@ -18,28 +19,10 @@ from ibex_db_core.tenant import ScopedSession
 from ibex_db_memory import MemoryRepository
 from ibex_db_memory.search import lexical
 
-from .conftest import Home
-
 Sent = Callable[[], AbstractContextManager[list[str]]]
 
-WORDS = [
-    "tea",
-    "coffee",
-    "cats",
-    "dogs",
-    "running",
-    "ran",
-    "the",
-    "of",
-    "window",
-    "monday",
-    "paint",
-    "painted",
-    "café",
-    "2023",
-    "foo.example/a?b=1&c",
-    "e-mail",
-]
+SENTENCE = "tea coffee cats dogs running ran the of window monday paint painted café 2023 foo.example/a?b=1&c e-mail"
+WORDS = SENTENCE.split()
 
 
 async def remembered(memories: MemoryRepository, agent_id: UUID, *contents: str, **fields: object) -> list[UUID]:

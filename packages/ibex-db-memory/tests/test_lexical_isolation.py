@@ -4,13 +4,12 @@ from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
+from homes import Home
 from sqlalchemy import text
 
 from ibex_db_core.database import Database
 from ibex_db_core.errors import AccessDeniedError
 from ibex_db_memory import MemoryRepository
-
-from .conftest import Home
 
 CALL = "SELECT memory_id, score FROM ibex_core.memories_bm25(:words, NULL, 100, 5, 0.6, 0.3)"
 FUNCTION = "ibex_core.memories_bm25(text, uuid[], bigint, float8, float8, float8)"
@@ -96,6 +95,7 @@ async def test_services_are_no_members_of_the_search_role(owner: "asyncpg.Connec
     )
 
     assert members == []
+    assert may is not None
     assert tuple(may) == (False, False, False, False)
 
 
@@ -108,6 +108,7 @@ async def test_the_function_is_its_owners_closed_and_pinned(owner: "asyncpg.Conn
         f"FROM pg_proc WHERE oid = '{FUNCTION}'::regprocedure"
     )
 
+    assert row is not None
     assert (row["owner"], row["prosecdef"], row["provolatile"]) == ("ibex_search", True, b"s")
     assert "search_path=pg_catalog, pg_temp" in row["proconfig"]
     assert (row["app"], row["public"], row["platform"]) == (True, False, False)
