@@ -13,7 +13,7 @@ import nox
 
 nox.needs_version = ">=2025.11.12"
 nox.options.default_venv_backend = "uv"
-nox.options.sessions = ["lint", "types", "alone", "together"]
+nox.options.sessions = ["lint", "types", "alone", "together", "judges"]
 nox.options.error_on_external_run = True
 
 ROOT = pathlib.Path(__file__).parent
@@ -89,6 +89,20 @@ def together(session: nox.Session) -> None:
     _install(session, WHEELS, "ibex-db-core[cli,testing]", "ibex-db-memory[cli]", *TYPES)
     session.run("python", "-c", PROOF, *WHEELS)
     session.run("pytest", "tests", *session.posargs, env={"IBEX_WHEELS": str(BUILT)})
+
+
+@nox.session
+def judges(session: nox.Session) -> None:
+    """Let pgrls and squawk, written by others, look at the migrated database and at the migrations."""
+    _sync(session, "test", "judges")
+    session.run("pytest", "tests/judges", *session.posargs)
+
+
+@nox.session(default=False)
+def importers(session: nox.Session) -> None:
+    """Test the importers against tables that mem0 and LangGraph make themselves."""
+    _sync(session, "test", "peers")
+    session.run("pytest", "packages/ibex-db-memory/tests/test_importers_peers.py", *session.posargs)
 
 
 @nox.session(default=False)

@@ -2,9 +2,11 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from uuid import UUID, uuid4
 
 import pytest
+from bouncer import BEHIND, pgbouncer
 from two import ONE, Two, populate
 
 from ibex_db import Database
@@ -42,10 +44,21 @@ def shared(ibex_cluster: Cluster, populated: tuple[str, Two]) -> Iterator[TestDa
     asyncio.run(ibex_cluster.drop_database(name))
 
 
-@pytest.fixture
-async def db(shared: TestDatabase) -> AsyncIterator[Database]:
-    """A service's Database of one connection."""
-    async with shared.connect(ONE) as database:
+@pytest.fixture(scope="session")
+def bounced(ibex_cluster: Cluster) -> Iterator[Cluster]:
+    """The same server through PgBouncer in transaction mode; skips where that is not installed."""
+    with pgbouncer(ibex_cluster) as cluster:
+        yield cluster
+
+
+@pytest.fixture(params=["direct", "pgbouncer"])
+async def db(request: pytest.FixtureRequest, shared: TestDatabase) -> AsyncIterator[Database]:
+    """A service's Database of one connection, straight to the server and through PgBouncer."""
+    settings = ONE
+    if request.param == "pgbouncer":
+        shared = replace(shared, cluster=request.getfixturevalue("bounced"))
+        settings = replace(ONE, statement_cache_size=BEHIND.statement_cache_size)
+    async with shared.connect(settings) as database:
         yield database
 
 

@@ -51,11 +51,17 @@ async def populate(db: Database) -> Two:
     return Two(await _tenant(db, "alpha"), await _tenant(db, "beta"))
 
 
-async def _tenant(db: Database, slug: str) -> Tenant:
+async def sign_up(db: Database, slug: str) -> UUID:
+    """Make an organization that has nothing yet, and return its id."""
     async with db.platform(reason="isolation tests: sign-up") as session:
         organization = Organization(name=slug.title(), slug=slug)
         session.add(organization)
-    async with db.tenant(organization.id) as session:
+    return organization.id
+
+
+async def _tenant(db: Database, slug: str) -> Tenant:
+    org_id = await sign_up(db, slug)
+    async with db.tenant(org_id) as session:
         user = await UserRepository(session).add(User(email="dana@example.com", name="Dana"))
         agent = await AgentRepository(session).add(Agent(name="Robin", slug="robin", created_by=user.id))
         directive = Directive(name="Tone", created_by=user.id)
@@ -78,4 +84,7 @@ async def _tenant(db: Database, slug: str) -> Tenant:
             agent_id=agent.id, content="Tea at four.", category="behavioral", embedding=[0.0, *VECTOR[:-1]]
         )
         await memories.relate(other.memory.id, kept.memory.id, RelationshipType.DERIVED_FROM)
-    return Tenant(organization.id, user.id, agent.id, kept.memory.id, other.memory.id, run.id)
+        # A row in each table of erasures, too.
+        gone = await memories.remember(agent_id=agent.id, content="To be erased.", category="factual")
+        await memories.erase(gone.memory.id, reason="isolation tests")
+    return Tenant(org_id, user.id, agent.id, kept.memory.id, other.memory.id, run.id)

@@ -146,17 +146,24 @@ class SoftDeleted:
     deleted_at: Mapped[datetime | None] = mapped_column(sort_order=95)
 
 
-def parent_key(table: str, column: str, *, optional: bool = False) -> ForeignKeyConstraint:
+def parent_key(table: str, column: str, *, optional: bool = False, owned: bool = False) -> ForeignKeyConstraint:
     """Point at a parent by (org_id, column).
 
     A single-column key would let one tenant point at another's row, for
-    foreign-key checks ignore row-level security.  optional: the link is set to
-    NULL when the parent goes, otherwise the child goes with it.
+    foreign-key checks ignore row-level security.
+
+    Args:
+        table: the parent's.
+        column: of the child.
+        optional: the link is set to NULL when the parent goes; otherwise the child goes with it.
+        owned: an optional link that says whose the row is: it is set to NULL by a plain DELETE, but a person
+            who is erased wholly takes the row along.
     """
     return ForeignKeyConstraint(
         ["org_id", column],
         [f"{SCHEMA}.{table}.org_id", f"{SCHEMA}.{table}.id"],
         ondelete=f"SET NULL ({column})" if optional else "CASCADE",
+        info={"owned": owned},
     )
 
 

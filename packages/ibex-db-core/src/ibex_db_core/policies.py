@@ -72,9 +72,27 @@ def secure(
     ]
 
 
+def secure_platform(table: str, *, schema: str = SCHEMA) -> list[str]:
+    """Return the statements that keep one append-only table for the platform alone: no tenant reads or writes it."""
+    name = f"{schema}.{table}"
+    return [
+        f"ALTER TABLE {name} ENABLE ROW LEVEL SECURITY",
+        f"ALTER TABLE {name} FORCE ROW LEVEL SECURITY",
+        platform_policy(table).create(name),
+        f"REVOKE ALL ON {name} FROM PUBLIC, {', '.join(ROLES[1:])}",
+        f"GRANT {', '.join(privileges(append_only=True))} ON {name} TO {PLATFORM_ROLE}",
+        trigger(table, append_only=True, touched=False, schema=schema).create(),
+    ]
+
+
 def privileges(*, append_only: bool) -> tuple[str, ...]:
     """Return what services and the platform may do with a table; TRUNCATE is not among it, for it ignores policies."""
     return ("SELECT", "INSERT") if append_only else ("SELECT", "INSERT", "UPDATE", "DELETE")
+
+
+def platform_policy(table: str) -> Policy:
+    """Return the policy by which the platform sees every row of a table."""
+    return Policy(f"{table}_platform", PLATFORM_ROLE, "true")
 
 
 def policies(table: str, *, tenant_column: str = "org_id") -> list[Policy]:
@@ -85,7 +103,7 @@ def policies(table: str, *, tenant_column: str = "org_id") -> list[Policy]:
         # The floor: permissive policies are joined by OR, so a second one added
         # by mistake would open the table; a restrictive one is joined by AND.
         Policy(f"{table}_floor", APP_ROLE, mine, permissive=False),
-        Policy(f"{table}_platform", PLATFORM_ROLE, "true"),
+        platform_policy(table),
     ]
 
 

@@ -3,7 +3,7 @@
 A repository composes statements and flushes; whoever opened the session commits.
 """
 
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Generic, NoReturn, TypeVar, cast
 from uuid import UUID
 
@@ -287,8 +287,11 @@ class BaseRepository(Generic[T]):
         statement = update(self.model).where(*gone, self._id == ident, self.model.deleted_at.is_not(None))
         return await self._change(statement.values(deleted_at=None), ident)
 
-    async def erase(self, ident: UUID) -> None:
+    async def erase(self, ident: UUID) -> Mapping[str, int] | None:
         """Delete a row for good, soft-deleted or not, and with it all that belongs to it.
+
+        Returns:
+            None here; where a receipt is kept, that: it tells how many rows of each table are gone.
 
         Raises:
             NotFoundError: no such row in this organization.
@@ -298,6 +301,7 @@ class BaseRepository(Generic[T]):
         result = await self._execute(statement.returning(self._id))
         if result.scalars().one_or_none() is None:
             raise NotFoundError(self.model.__name__, ident)
+        return None
 
     # -- for subclasses
 

@@ -9,7 +9,7 @@ from ibex_db_memory.content import (
     normalise_tag,
 )
 from ibex_db_memory.drafts import MemoryDraft
-from ibex_db_memory.errors import CheckpointDamagedError
+from ibex_db_memory.errors import CheckpointDamagedError, ExportDamagedError
 from ibex_db_memory.models import (
     EMBEDDING_DIMENSIONS,
     SESSION_STEPS,
@@ -28,6 +28,7 @@ from ibex_db_memory.models import (
 )
 from ibex_db_memory.repositories import (
     Direction,
+    ImportOptions,
     Kept,
     MemoryRepository,
     Neighbor,
@@ -39,6 +40,7 @@ from ibex_db_memory.repositories import (
 )
 from ibex_db_memory.search import HALF_LIFE_DAYS, Hit, HitParts, Hits, HotMemory, HotWeights, Plan, ScoreParts
 from ibex_db_memory.state import state_hash
+from ibex_db_memory.transfer import Imported, ImportedItem, ImportOutcome
 
 __all__ = [
     "EMBEDDING_DIMENSIONS",
@@ -50,11 +52,16 @@ __all__ = [
     "Checkpoint",
     "CheckpointDamagedError",
     "Direction",
+    "ExportDamagedError",
     "Hit",
     "HitParts",
     "Hits",
     "HotMemory",
     "HotWeights",
+    "ImportOptions",
+    "ImportOutcome",
+    "Imported",
+    "ImportedItem",
     "Kept",
     "Memory",
     "MemoryCategory",

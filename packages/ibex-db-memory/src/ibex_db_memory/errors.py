@@ -1,7 +1,8 @@
 """Errors of the memory wheel.
 
 IbexError
-└── CheckpointDamagedError     a stored state is not the one that was saved
+├── CheckpointDamagedError     a stored state is not the one that was saved
+└── ExportDamagedError         a file of memories is not whole
 """
 
 from uuid import UUID
@@ -25,3 +26,16 @@ class CheckpointDamagedError(IbexError):
     def __reduce__(self) -> tuple[type["CheckpointDamagedError"], tuple[UUID, int, str, str]]:
         """Survive pickling."""
         return type(self), (self.session_id, self.sequence_number, self.expected, self.got)
+
+
+class ExportDamagedError(IbexError):
+    """A file of memories is not the whole that was exported, so nothing of it is imported."""
+
+    def __init__(self, line: int, why: str) -> None:
+        self.line = line
+        self.why = why
+        super().__init__(f"line {line}: {why}; nothing was imported: export again, or fetch the file again")
+
+    def __reduce__(self) -> tuple[type["ExportDamagedError"], tuple[int, str]]:
+        """Survive pickling."""
+        return type(self), (self.line, self.why)

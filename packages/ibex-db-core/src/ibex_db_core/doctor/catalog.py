@@ -67,6 +67,11 @@ class LiveTable:
         return self.mapped is not None and bool(self.mapped.info.get("append_only"))
 
     @property
+    def platform_only(self) -> bool:
+        """No tenant has anything to do with it: what the platform keeps of tenants that are gone."""
+        return self.mapped is not None and bool(self.mapped.info.get("platform_only"))
+
+    @property
     def guards(self) -> Guards:
         """What the model says of triggers, further policies and storage."""
         found = self.mapped.info.get("guards") if self.mapped is not None else None
@@ -167,6 +172,11 @@ class Audit:
     def tenant_tables(self) -> dict[int, LiveTable]:
         """Those that hold tenants' rows, partitions included."""
         return {oid: table for oid, table in self.tables.items() if table.tenant_column is not None}
+
+    @cached_property
+    def secured(self) -> dict[int, LiveTable]:
+        """Those that have policies: the tenant tables, and what is the platform's alone."""
+        return {oid: table for oid, table in self.tables.items() if oid in self.tenant_tables or table.platform_only}
 
     @cached_property
     def roots(self) -> dict[int, LiveTable]:

@@ -87,9 +87,11 @@ def check_tables(audit: Audit) -> Iterator[Finding]:
 
 
 def _wanted(table: LiveTable) -> dict[str, set[str]]:
+    verbs = privileges(append_only=table.append_only)
+    if table.platform_only:
+        return {PLATFORM_ROLE: set(verbs)}
     if table.partition or table.tenant_column is None:
         return {}
-    verbs = privileges(append_only=table.append_only)
     wanted = {APP_ROLE: set(verbs), PLATFORM_ROLE: set(verbs)}
     for grant in table.guards.grants:
         if not grant.columns:

@@ -7,7 +7,7 @@ from typing import cast
 from ibex_db_core.doctor.catalog import Audit, LiveTable
 from ibex_db_core.doctor.findings import Finding, Severity, finding
 from ibex_db_core.guards import Policy
-from ibex_db_core.policies import APP_ROLE, policies
+from ibex_db_core.policies import APP_ROLE, platform_policy, policies
 
 __all__ = ["check_functions", "check_policies"]
 
@@ -47,10 +47,10 @@ class _Live:
 def check_policies(audit: Audit) -> Iterator[Finding]:
     """Every tenant table has its policies, and no other; partitions have none."""
     live: dict[int, list[_Live]] = {}
-    for row in audit.rows(_POLICIES, tables=list(audit.tenant_tables)):
+    for row in audit.rows(_POLICIES, tables=list(audit.secured)):
         made = _Live(row.name, row.permissive, row.command, tuple(row.roles), row.using, row.check)
         live.setdefault(cast("int", row.polrelid), []).append(made)
-    for oid, table in audit.tenant_tables.items():
+    for oid, table in audit.secured.items():
         found = {policy.name: policy for policy in live.get(oid, [])}
         if table.partition:
             yield from _extra(audit, table, found.values())
@@ -65,6 +65,8 @@ def check_policies(audit: Audit) -> Iterator[Finding]:
 
 
 def _wanted(table: LiveTable) -> list[Policy]:
+    if table.platform_only:
+        return [platform_policy(table.relname), *table.guards.policies]
     return [*policies(table.relname, tenant_column=table.tenant_column or ""), *table.guards.policies]
 
 
@@ -127,7 +129,7 @@ def _extra(audit: Audit, table: LiveTable, found: Iterable[_Live]) -> Iterator[F
 
 def check_functions(audit: Audit) -> Iterator[Finding]:
     """No policy calls a function outside Postgres's own."""
-    known: Mapping[int, LiveTable] = audit.tenant_tables
+    known: Mapping[int, LiveTable] = audit.secured
     for row in audit.rows(_FUNCTIONS, tables=list(known)):
         table = known[row.polrelid]
         name = audit.quote(row.name)

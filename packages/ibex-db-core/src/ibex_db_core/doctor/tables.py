@@ -10,8 +10,8 @@ __all__ = ["check_row_security", "check_rules", "check_shape"]
 
 
 def check_row_security(audit: Audit) -> Iterator[Finding]:
-    """Row-level security is enabled and forced on every tenant table and partition."""
-    for table in audit.tenant_tables.values():
+    """Row-level security is enabled and forced on every tenant table and partition, and on the platform's own."""
+    for table in audit.secured.values():
         if not table.rls:
             yield finding(
                 "rls-disabled",
@@ -31,13 +31,14 @@ def check_row_security(audit: Audit) -> Iterator[Finding]:
 def check_shape(audit: Audit) -> Iterator[Finding]:
     """Tables belong to the owner role, are logged, and say for each row whose it is."""
     for table in audit.tables.values():
-        if table.owner != OWNER_ROLE:
+        ours = table.tenant_column is not None or table.mapped is not None
+        if ours and table.owner != OWNER_ROLE:
             yield finding(
                 "table-owner",
                 table.name,
                 f"{table.owner} may switch row-level security off, and the next migration by {OWNER_ROLE} fails here",
                 f"ALTER TABLE {table.name} OWNER TO {OWNER_ROLE}",
-                severity=Severity.HIGH if table.tenant_column else Severity.LOW,
+                severity=None if table.tenant_column else Severity.MEDIUM,
             )
     for table in audit.tenant_tables.values():
         column = table.tenant_column or ""
@@ -65,8 +66,8 @@ _RULES = """
 
 def check_rules(audit: Audit) -> Iterator[Finding]:
     """No rewrite rule stands on a tenant table."""
-    for row in audit.rows(_RULES, tables=list(audit.tenant_tables)):
-        table, rule = audit.tenant_tables[row.ev_class], audit.quote(row.rulename)
+    for row in audit.rows(_RULES, tables=list(audit.secured)):
+        table, rule = audit.secured[row.ev_class], audit.quote(row.rulename)
         yield finding(
             "table-rule",
             f"{rule} on {table.name}",

@@ -38,11 +38,11 @@ class _Live:
 
 def check_triggers(audit: Audit) -> Iterator[Finding]:
     """Every tenant table has its triggers, and no other."""
-    live: dict[int, dict[str, _Live]] = {oid: {} for oid in audit.tenant_tables}
-    for row in audit.rows(_TRIGGERS, tables=list(audit.tenant_tables)):
+    live: dict[int, dict[str, _Live]] = {oid: {} for oid in audit.secured}
+    for row in audit.rows(_TRIGGERS, tables=list(audit.secured)):
         found = _Live(row.name, row.enabled, row.cloned, row.definition)
         live[cast("int", row.tgrelid)][found.name] = found
-    for oid, table in audit.tenant_tables.items():
+    for oid, table in audit.secured.items():
         wanted = {} if table.partition else {made.name: made for made in _wanted(table)}
         for name, made in wanted.items():
             if name not in live[oid]:

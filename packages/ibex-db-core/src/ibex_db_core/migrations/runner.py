@@ -65,6 +65,11 @@ def wheels() -> dict[str, str]:
     return dict(sorted(found.items(), key=lambda item: (order.get(item[0], len(order)), item[0])))
 
 
+def newest() -> dict[str, str]:
+    """Return the newest revision of each installed wheel, branch label to revision; asks no database."""
+    return {step.wheel: step.id for step in _revisions(())}  # oldest first, so the last one stays
+
+
 def metadata() -> MetaData:
     """Return the tables of every installed wheel."""
     for point in entry_points(group=WHEELS_GROUP):

@@ -18,7 +18,8 @@ BEGIN
         content, category, status, confidence, metadata,
         NULLIF(current_setting('app.change_reason', true), ''),
         NULLIF(current_setting('app.changed_by', true), '')::uuid
-    FROM added;
+    FROM added
+    ON CONFLICT (org_id, memory_id, version_num) DO NOTHING;
     RETURN NULL;
 END """,
 )
@@ -91,10 +92,10 @@ BEGIN
         FROM unnest(terms) WITH ORDINALITY AS term (query, number)
         JOIN found ON found.words @@ term.query
     )
-    SELECT used.id, (sum((
+    SELECT used.id, sum(round(
             ln(1 + (greatest(corpus_rows - used.df, 0) + 0.5::float8) / (used.df + 0.5::float8))
             * used.tf * (k1 + 1) / (used.tf + k1 * (1 - b + b * used.length / mean_length)) * 4294967296
-        )::bigint) / 4294967296.0)::float8
+        )) / 4294967296
     FROM used
     GROUP BY used.id;
 END """,

@@ -150,7 +150,7 @@ class Memory(OrgScoped, SoftDeleted, Timestamped, Base):
     __table_args__ = (
         _SEARCH_VECTOR,
         parent_key("agents", "agent_id"),
-        parent_key("sessions", "session_id", optional=True),
+        parent_key("sessions", "session_id", optional=True, owned=True),
         parent_key("memories", "superseded_by", optional=True),
         parent_key("memories", "merged_into", optional=True),
         CheckConstraint(r"content ~ '\S'", name="content_not_empty"),
@@ -211,7 +211,11 @@ class Memory(OrgScoped, SoftDeleted, Timestamped, Base):
         # No index on retrieval_count, last_retrieved_at, last_injected_at,
         # usefulness_score or updated_at: one would end HOT updates, and each
         # bump would enter the vector index anew (50-80 ms a search, measured).
-        {"postgresql_partition_by": "HASH (org_id)"},
+        {
+            "postgresql_partition_by": "HASH (org_id)",
+            # What an erased memory is recognised by, and the kind of its tombstone (ibex_db_tenancy.erasure).
+            "info": {"fingerprint": ("agent_id", "content_hash"), "tombstones": "memory"},
+        },
     )
 
 

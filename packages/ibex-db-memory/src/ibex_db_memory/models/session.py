@@ -74,7 +74,7 @@ class Session(OrgScoped, Timestamped, Base):
 
     __table_args__ = (
         parent_key("agents", "agent_id"),
-        parent_key("users", "user_id", optional=True),
+        parent_key("users", "user_id", optional=True, owned=True),
         parent_key("directive_versions", "directive_version_id", optional=True),
         CheckConstraint("char_length(external_id) BETWEEN 1 AND 255", name="external_id_length"),
         CheckConstraint("checkpoint_sequence >= 0", name="checkpoint_sequence_range"),

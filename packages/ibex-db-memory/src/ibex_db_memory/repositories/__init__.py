@@ -2,6 +2,7 @@
 
 from ibex_db_memory.repositories.memory import (
     Direction,
+    ImportOptions,
     Kept,
     MemoryRepository,
     Neighbor,
@@ -13,6 +14,7 @@ from ibex_db_memory.repositories.session import Resumed, SessionRepository
 
 __all__ = [
     "Direction",
+    "ImportOptions",
     "Kept",
     "MemoryRepository",
     "Neighbor",

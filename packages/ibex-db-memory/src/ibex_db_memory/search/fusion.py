@@ -83,7 +83,7 @@ def statement(shape: frozenset[str], *, exact: bool, floor: bool) -> Select[*tup
         case((high > low, (similarity - low) / (high - low)), (similarity.is_not(None), 1.0)),
         0.0,
     )
-    lexical_part = func.coalesce(said / func.nullif(func.max(said).over(), 0.0), 0.0)
+    lexical_part = func.coalesce(said / func.nullif(func.max(said).over(), 0.0, type_=Float()), 0.0)
     weight: Any = bindparam("vector_weight", type_=Float())
     parts = select(
         judged.c.id,
@@ -93,7 +93,7 @@ def statement(shape: frozenset[str], *, exact: bool, floor: bool) -> Select[*tup
         lexical_part.label("lexical_part"),
         (weight * vector_part + (1.0 - weight) * lexical_part).label("score"),
         _rank(similarity, judged.c.id).label("vector_rank"),
-        _rank(func.nullif(said, 0.0), judged.c.id).label("lexical_rank"),
+        _rank(func.nullif(said, 0.0, type_=Float()), judged.c.id).label("lexical_rank"),
     ).cte("parts")
     top = select(parts).order_by(parts.c.score.desc(), parts.c.id).limit(LIMIT).subquery("top")
     return (

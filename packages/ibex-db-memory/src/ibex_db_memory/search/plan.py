@@ -36,7 +36,8 @@ class Plan:
         exact: by a full scan of the scope, which misses nothing; otherwise by the HNSW index.
             Words are always found in full, by their own index.
         reason: why.
-        scope_rows: live and other rows of the scope's agents, counted up to EXACT_UP_TO + 1; None: not counted.
+        scope_rows: live and other rows of the scope's agents, counted up to EXACT_UP_TO + 1 unless
+            a text is given; None: not counted.
         rescanned: the index returned too few rows, so that the full scan was run as well.
     """
 

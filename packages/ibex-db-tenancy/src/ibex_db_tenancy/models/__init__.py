@@ -2,6 +2,7 @@
 
 from ibex_db_tenancy.models.agent import Agent, AgentStatus
 from ibex_db_tenancy.models.directive import Directive, DirectiveVersion, DirectiveVersionStatus
+from ibex_db_tenancy.models.erasure import ErasureKey, ErasureReceipt, ErasureTombstone, OrganizationErasure
 from ibex_db_tenancy.models.organization import Organization, OrganizationStatus, OrganizationTier
 from ibex_db_tenancy.models.token import Token, TokenState
 from ibex_db_tenancy.models.user import User, UserRole, UserStatus
@@ -12,7 +13,11 @@ __all__ = [
     "Directive",
     "DirectiveVersion",
     "DirectiveVersionStatus",
+    "ErasureKey",
+    "ErasureReceipt",
+    "ErasureTombstone",
     "Organization",
+    "OrganizationErasure",
     "OrganizationStatus",
     "OrganizationTier",
     "Token",

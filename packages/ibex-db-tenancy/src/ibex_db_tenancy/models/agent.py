@@ -54,6 +54,7 @@ class Agent(OrgScoped, Timestamped, SoftDeleted, Base):
         *DESCRIPTION.checks("description"),
         json_is_object("config"),
         json_is_object("metadata"),
+        {"info": {"fingerprint": ("slug",)}},  # what an erasure receipt keeps a keyed hash of
     )
 
     created_by: Mapped[UUID | None]

@@ -51,6 +51,7 @@ class Organization(Identified, Timestamped, SoftDeleted, Base):
         *NAME.checks("name"),
         *SLUG.checks("slug"),
         json_is_object("settings"),
+        {"info": {"fingerprint": ("slug",)}},  # what an erasure receipt keeps a keyed hash of
     )
 
     name: Mapped[str] = mapped_column(info=NAME.info)

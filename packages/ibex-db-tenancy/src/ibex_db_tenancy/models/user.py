@@ -59,6 +59,7 @@ class User(OrgScoped, Timestamped, SoftDeleted, Base):
         *EMAIL.checks("email"),
         *NAME.checks("name"),
         json_is_object("preferences"),
+        {"info": {"fingerprint": ("email_lower",)}},  # what an erasure receipt keeps a keyed hash of
     )
 
     email: Mapped[str] = mapped_column(info=EMAIL.info)

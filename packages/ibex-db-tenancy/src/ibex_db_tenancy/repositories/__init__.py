@@ -2,6 +2,7 @@
 
 from ibex_db_tenancy.repositories.agent import AgentRepository
 from ibex_db_tenancy.repositories.directive import DirectiveRepository
+from ibex_db_tenancy.repositories.erasure import ErasureRepository
 from ibex_db_tenancy.repositories.organization import OrganizationRepository
 from ibex_db_tenancy.repositories.token import IssuedToken, TokenRepository
 from ibex_db_tenancy.repositories.user import UserRepository
@@ -9,6 +10,7 @@ from ibex_db_tenancy.repositories.user import UserRepository
 __all__ = [
     "AgentRepository",
     "DirectiveRepository",
+    "ErasureRepository",
     "IssuedToken",
     "OrganizationRepository",
     "TokenRepository",

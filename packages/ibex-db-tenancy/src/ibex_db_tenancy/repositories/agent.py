@@ -9,10 +9,12 @@ from sqlalchemy import func, select, update
 from ibex_db_core import validation
 from ibex_db_core.errors import InvalidInputError, NotFoundError
 from ibex_db_core.steps import SteppedRepository
+from ibex_db_tenancy.erasure import Erased
 from ibex_db_tenancy.models import Agent, AgentStatus, DirectiveVersion, DirectiveVersionStatus
+from ibex_db_tenancy.repositories.erasing import Erasing
 
 
-class AgentRepository(SteppedRepository[Agent]):
+class AgentRepository(SteppedRepository[Agent], Erasing[Agent]):
     """Agents of one organization: ``agents = AgentRepository(session)``."""
 
     model = Agent
@@ -158,3 +160,23 @@ class AgentRepository(SteppedRepository[Agent]):
             if status is DirectiveVersionStatus.REVOKED:
                 raise InvalidInputError("directive_version_id", directive_version_id, "must not be revoked")
         return await self.update(ident, active_directive_version_id=wanted)
+
+    async def erase(self, ident: UUID, *, reason: str | None = None, actor: UUID | None = None) -> Erased:
+        """Erase an agent with its sessions, checkpoints, tokens and memories; return the receipt that is kept.
+
+        Erased memories leave tombstones: import_() refuses them.
+
+        Args:
+            ident: the agent.
+            reason: for the receipt.
+            actor: who erases it, for the receipt.
+
+        Example:
+            >>> gone = await agents.erase(agent.id, reason="contract ended")
+            >>> gone.subject_kind, gone["agents"]
+            ('agent', 1)
+
+        Raises:
+            NotFoundError: no such agent in this organization.
+        """
+        return await super().erase(ident, reason=reason, actor=actor)

@@ -1,18 +1,20 @@
 """Organizations."""
 
-from collections.abc import Mapping
-from typing import ClassVar
+import secrets
+from collections.abc import Sequence
+from typing import ClassVar, cast
 from uuid import UUID
 
-from sqlalchemy import func, literal, select, union_all
+from sqlalchemy import delete, insert, select
 
 from ibex_db_core import validation
 from ibex_db_core.base import Base
-from ibex_db_core.errors import NotFoundError
-from ibex_db_core.policies import tenant_tables
+from ibex_db_core.errors import NotFoundError, TenantError
 from ibex_db_core.steps import SteppedRepository
 from ibex_db_core.types import JsonObject
-from ibex_db_tenancy.models import Organization, OrganizationStatus, OrganizationTier
+from ibex_db_tenancy.erasure import Erased, doomed_with_organization, fingerprint_sql
+from ibex_db_tenancy.models import Organization, OrganizationErasure, OrganizationStatus, OrganizationTier
+from ibex_db_tenancy.models.erasure import KEY_BYTES
 
 
 class OrganizationRepository(SteppedRepository[Organization]):
@@ -147,11 +149,17 @@ class OrganizationRepository(SteppedRepository[Organization]):
         """
         return await self.update(ident, tier=tier)
 
-    # BaseRepository.erase() returns nothing; who erases a tenant has to be able to say what is gone.
-    async def erase(self, ident: UUID) -> Mapping[str, int]:  # type: ignore[override] # pyright: ignore[reportIncompatibleMethodOverride]
-        """Delete an organization and everything that it owns, for good; return how many rows of each table are gone.
+    async def erase(self, ident: UUID, *, reason: str | None = None, actor: UUID | None = None) -> Erased:
+        """Erase an organization and every row of it in every table; return the receipt that is kept.
 
-        Rows that others write meanwhile wait, and then fail: nothing is left behind uncounted.
+        The receipt outlives the organization in organization_erasures, which the
+        platform alone can read.  Rows that others write meanwhile wait, and then
+        fail: nothing is left behind uncounted.
+
+        Args:
+            ident: the organization.
+            reason: for the receipt.
+            actor: who erases it, for the receipt.
 
         Example:
             >>> async with db.platform(reason="erasure, ticket 4711") as platform:
@@ -160,17 +168,49 @@ class OrganizationRepository(SteppedRepository[Organization]):
             (1, 1, 0)
 
         Raises:
+            TenantError: a tenant's session: no organization erases itself.
             NotFoundError: no such organization.
         """
         ident = validation.uuid("id", ident)
-        # FOR UPDATE: a new row of the organization's checks its foreign key first, and so waits for us.
-        held = select(Organization.id).where(*self._scope(include_deleted=True), Organization.id == ident)
-        if (await self._execute(held.with_for_update())).scalar_one_or_none() is None:
-            raise NotFoundError(Organization.__name__, ident)
-        counts = [
-            select(literal(table.name), func.count()).where(table.columns[str(table.info["tenant_column"])] == ident)
-            for table in tenant_tables(Base.metadata)
-        ]
-        found = {str(name): int(count) for name, count in await self._execute(union_all(*counts))}
-        await super().erase(ident)
-        return found
+        if self._org_id is not None:
+            raise TenantError("erasing an organization is the platform's work: use db.platform(reason=...)")
+        values = {
+            "reason": validation.check(OrganizationErasure, "reason", reason),
+            "erased_by": validation.check(OrganizationErasure, "erased_by", actor),
+        }
+        await self._flush()
+        async with self._session.begin_nested():
+            counts: dict[str, int] = {}
+            # The organization itself first: a new row of it checks its foreign key, and so waits for us.
+            for doomed in doomed_with_organization(Base.metadata, ident):
+                counts[doomed.table.name] = int((await self._execute(doomed.counted)).scalar_one())
+                if not counts["organizations"]:
+                    raise NotFoundError(Organization.__name__, ident)
+            salt = secrets.token_bytes(KEY_BYTES)
+            itself = self._table.c["id"] == ident
+            known = await self._execute(select(fingerprint_sql(self._table, "organization", salt)).where(itself))
+            values |= {"fingerprint": known.scalar_one(), "salt": salt, "counts": counts, "organization_id": ident}
+            receipt = insert(OrganizationErasure).values(values)
+            made = await self._execute(receipt.returning(OrganizationErasure.id, OrganizationErasure.erased_at))
+            receipt_id, erased_at = made.one()
+            await self._execute(delete(self._table).where(itself))
+        for row in list(self._session.identity_map.values()):
+            if row.__dict__.get("org_id", row.__dict__.get("id")) == ident:
+                self._session.expunge(row)
+        fingerprint = cast("str", values["fingerprint"])
+        return Erased(receipt_id, ident, "organization", ident, counts, fingerprint, erased_at, actor, reason)
+
+    async def erasures(self, ident: UUID | None = None) -> Sequence[OrganizationErasure]:
+        """Return the receipts of erased organizations, newest first; of one id, or of all; a platform session's work.
+
+        Example:
+            >>> async with db.platform(reason="audit") as platform:
+            ...     gone = await OrganizationRepository(platform).erase(org.id, reason="contract ended")
+            ...     [kept] = await OrganizationRepository(platform).erasures(org.id)
+            >>> kept.id == gone.receipt_id, kept.reason
+            (True, 'contract ended')
+        """
+        statement = select(OrganizationErasure).order_by(OrganizationErasure.erased_at.desc(), OrganizationErasure.id)
+        if ident is not None:
+            statement = statement.where(OrganizationErasure.organization_id == validation.uuid("id", ident))
+        return (await self._execute(statement)).scalars().all()

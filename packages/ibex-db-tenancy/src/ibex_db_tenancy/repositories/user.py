@@ -9,10 +9,12 @@ from ibex_db_core import validation
 from ibex_db_core.errors import InvalidInputError, NotFoundError
 from ibex_db_core.steps import SteppedRepository
 from ibex_db_core.types import JsonObject
+from ibex_db_tenancy.erasure import Erased
 from ibex_db_tenancy.models import User, UserRole, UserStatus
+from ibex_db_tenancy.repositories.erasing import Erasing
 
 
-class UserRepository(SteppedRepository[User]):
+class UserRepository(SteppedRepository[User], Erasing[User]):
     """Users of one organization: ``users = UserRepository(session)``.
 
     Only an active user's tokens are accepted by ``db.authenticate()``.
@@ -117,3 +119,27 @@ class UserRepository(SteppedRepository[User]):
         except NotFoundError:
             await self.get(ident)
             raise InvalidInputError("user", ident, "must be active to log in") from None
+
+    async def erase(
+        self, ident: UUID, *, reason: str | None = None, actor: UUID | None = None, wholly: bool = True
+    ) -> Erased:
+        """Erase a user with their tokens, their sessions and the memories learned in those; return the receipt kept.
+
+        What they made (agents, directives) stays, without their name.  Erased
+        memories leave tombstones: import_() refuses them.
+
+        Args:
+            ident: the user.
+            reason: for the receipt; not the user's name.
+            actor: who erases them, for the receipt.
+            wholly: False keeps sessions and memories, and takes the user off them.
+
+        Example:
+            >>> gone = await users.erase(user.id, reason="asked for it")
+            >>> gone["users"], gone.rows >= 1
+            (1, True)
+
+        Raises:
+            NotFoundError: no such user in this organization.
+        """
+        return await self._erase(ident, reason=reason, actor=actor, wholly=wholly)

@@ -116,7 +116,13 @@ DECLARE
     lent CONSTANT boolean := NOT pg_catalog.pg_has_role('{SEARCH_ROLE}', needed);
 BEGIN
     IF lent THEN
-        GRANT {SEARCH_ROLE} TO CURRENT_USER;
+        BEGIN
+            GRANT {SEARCH_ROLE} TO CURRENT_USER;
+        EXCEPTION WHEN insufficient_privilege THEN
+            RAISE EXCEPTION 'memory_0002 gives a function to {SEARCH_ROLE}, which % may not do', current_user
+                USING ERRCODE = '42501',
+                    HINT = 'Migrate to memory_0002 as a superuser, or as a member of {SEARCH_ROLE} WITH ADMIN OPTION.';
+        END;
     END IF;
     ALTER FUNCTION {_SIGNATURE} OWNER TO {SEARCH_ROLE};
     IF lent THEN

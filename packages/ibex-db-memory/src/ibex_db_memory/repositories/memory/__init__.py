@@ -1,18 +1,29 @@
 """MemoryRepository: one mixin for each idea, composed here."""
 
+from ibex_db_memory.repositories.memory.erasure import Erasure
 from ibex_db_memory.repositories.memory.finding import Finding
 from ibex_db_memory.repositories.memory.graph import Direction, Graph, Neighbor
 from ibex_db_memory.repositories.memory.history import History
+from ibex_db_memory.repositories.memory.importing import Importing, ImportOptions
 from ibex_db_memory.repositories.memory.lifecycle import Lifecycle
 from ibex_db_memory.repositories.memory.retention import Retention
 from ibex_db_memory.repositories.memory.tags import TagCount, Tags
 from ibex_db_memory.repositories.memory.usage import Usage
 from ibex_db_memory.repositories.memory.writing import Kept, Outcome, RememberedMany
 
-__all__ = ["Direction", "Kept", "MemoryRepository", "Neighbor", "Outcome", "RememberedMany", "TagCount"]
+__all__ = [
+    "Direction",
+    "ImportOptions",
+    "Kept",
+    "MemoryRepository",
+    "Neighbor",
+    "Outcome",
+    "RememberedMany",
+    "TagCount",
+]
 
 
-class MemoryRepository(Lifecycle, Finding, Usage, History, Graph, Tags, Retention):
+class MemoryRepository(Lifecycle, Erasure, Finding, Usage, History, Graph, Tags, Retention, Importing):
     """The memories of one organization.
 
     Args:

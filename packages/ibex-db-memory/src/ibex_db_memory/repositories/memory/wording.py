@@ -12,7 +12,7 @@ from ibex_db_memory.models import Memory
 from ibex_db_memory.search import fusion, lexical
 from ibex_db_memory.search.filters import Filters
 from ibex_db_memory.search.lexical import Corpus
-from ibex_db_memory.search.plan import EXACT_UP_TO, Plan, decide
+from ibex_db_memory.search.plan import Plan, decide
 from ibex_db_memory.search.query import Hit, HitParts, Hits
 
 
@@ -43,7 +43,7 @@ class Wording(BaseRepository[Memory]):
         explain: bool,
     ) -> Hits:
         corpus = await self._corpus(filters, fresh=exact)
-        plan = Plan(exact=True, reason="asked for") if exact else decide(min(corpus.rows, EXACT_UP_TO + 1))
+        plan = Plan(exact=True, reason="asked for") if exact else decide(corpus.rows)
         parameters = {
             **self._words(text, filters, corpus),
             "query": vector,

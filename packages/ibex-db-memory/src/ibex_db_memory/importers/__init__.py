@@ -1,0 +1,1 @@
+"""From other libraries' tables: what a row of theirs is as a memory."""
