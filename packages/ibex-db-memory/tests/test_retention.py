@@ -40,7 +40,7 @@ async def test_what_is_due_is_forgotten_and_nothing_else(memories: MemoryReposit
 async def test_the_longest_expired_go_first_in_batches(memories: MemoryRepository, agent_id: UUID) -> None:
     due = await remembered(memories, agent_id, 5, ago=timedelta(minutes=1))
 
-    swept = []
+    swept: list[int] = []
     while count := await memories.expire_due(batch_size=2):
         left = {row.id for row in await memories.find()}
         assert left == set(due[sum(swept) + count :])
