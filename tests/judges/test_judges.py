@@ -32,8 +32,10 @@ EXCEPTIONS = {
     ): "The same revision makes a trigger that fills the column in with the same words, so readers see no difference.",
     (
         "require-concurrent-index-creation",
-        "CREATE INDEX memories_search_vector_idx ON ibex_core.memories "
-        + "USING gin (search_vector) WITH (fastupdate = off);",
+        (
+            "CREATE INDEX memories_search_vector_idx ON ibex_core.memories "
+            "USING gin (search_vector) WITH (fastupdate = off);"
+        ),
     ): "memories is partitioned, and Postgres builds no index of a partitioned table concurrently.",
 }
 
