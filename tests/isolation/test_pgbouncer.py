@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from two import VECTOR, Tenant, Two
 from ways import SCOPED_WAYS, WAYS
 
-from ibex_db import Database, DatabaseError, EngineSettings, MemoryRepository
+from ibex_db import Database, DatabaseError, EngineSettings, IbexError, MemoryRepository
 from ibex_db_core.provisioning import SERVICE_LOGIN, Cluster
 from ibex_db_core.testing import TestDatabase
 
@@ -161,3 +161,12 @@ async def test_a_service_keeps_its_name_through_pgbouncer(through: TestDatabase,
         db.tenant(two.a.org_id) as session,
     ):
         assert await session.scalar(text("SELECT current_setting('application_name')")) == "billing"
+
+
+async def test_what_pgbouncer_refuses_is_told_and_not_of_our_doing(through: TestDatabase, two: Two) -> None:
+    """As docs/how-to/pgbouncer.md says: a startup parameter that it does not track."""
+    refused = replace(BEHIND, connect_args={"server_settings": {"statement_timeout": "1000"}})
+    async with through.connect(refused) as db:
+        with pytest.raises(IbexError, match="unsupported startup parameter"):
+            async with db.tenant(two.a.org_id):
+                pass

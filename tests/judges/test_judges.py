@@ -32,10 +32,14 @@ EXCEPTIONS = {
     ): "The same revision makes a trigger that fills the column in with the same words, so readers see no difference.",
     (
         "require-concurrent-index-creation",
+<<<<<<< HEAD
         (
             "CREATE INDEX memories_search_vector_idx ON ibex_core.memories "
             "USING gin (search_vector) WITH (fastupdate = off);"
         ),
+=======
+        "CREATE INDEX memories_search_vector_idx ON ibex_core.memories USING gin (search_vector) WITH (fastupdate = off);",  # noqa: E501 - as it stands in the script
+>>>>>>> attack
     ): "memories is partitioned, and Postgres builds no index of a partitioned table concurrently.",
 }
 
@@ -128,7 +132,8 @@ def _judged(sql: str, file: Path) -> Sequence[tuple[str, str]]:
     file.write_text(sql)
     done = _run("squawk", "--config", HERE / "squawk.toml", "--reporter", "json", file)
     lines = sql.splitlines()
-    return [(found["rule_name"], lines[found["line"]].strip()) for found in json.loads(done.stdout)]
+    findings: list[dict[str, Any]] = json.loads(done.stdout)
+    return [(found["rule_name"], lines[found["line"]].strip()) for found in findings]
 
 
 def test_squawk_finds_nothing_in_the_migrations_but_what_is_listed_with_its_reason(tmp_path: Path) -> None:
