@@ -32,14 +32,7 @@ EXCEPTIONS = {
     ): "The same revision makes a trigger that fills the column in with the same words, so readers see no difference.",
     (
         "require-concurrent-index-creation",
-<<<<<<< HEAD
-        (
-            "CREATE INDEX memories_search_vector_idx ON ibex_core.memories "
-            "USING gin (search_vector) WITH (fastupdate = off);"
-        ),
-=======
         "CREATE INDEX memories_search_vector_idx ON ibex_core.memories USING gin (search_vector) WITH (fastupdate = off);",  # noqa: E501 - as it stands in the script
->>>>>>> attack
     ): "memories is partitioned, and Postgres builds no index of a partitioned table concurrently.",
 }
 
