@@ -27,6 +27,10 @@ TABLES = {
     "memory_versions",
     "memory_relationships",
     "memory_tags",
+    "erasure_receipts",
+    "erasure_tombstones",
+    "erasure_keys",
+    "organization_erasures",
 }
 
 

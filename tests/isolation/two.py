@@ -78,4 +78,6 @@ async def _tenant(db: Database, slug: str) -> Tenant:
             agent_id=agent.id, content="Tea at four.", category="behavioral", embedding=[0.0, *VECTOR[:-1]]
         )
         await memories.relate(other.memory.id, kept.memory.id, RelationshipType.DERIVED_FROM)
+        gone = await memories.remember(agent_id=agent.id, content="Wears a wig.", category="factual")
+        await memories.erase(gone.memory.id)
     return Tenant(organization.id, user.id, agent.id, kept.memory.id, other.memory.id, run.id)
