@@ -220,7 +220,7 @@ async def test_the_words_follow_the_content_and_nothing_else(
     await session.execute(text("UPDATE ibex_core.memories SET search_vector = 'coffee'::tsvector"))
     assert await said(memories, "coffee") == []
 
-    await memories.update(ident, content="Coffee.")
+    await memories.update(ident, content="Coffee.", embedding=None)
 
     assert await said(memories, "coffee") == ["Coffee."]
     assert await said(memories, "tea") == []
