@@ -126,7 +126,7 @@ def _judged(sql: str, file: Path) -> Sequence[tuple[str, str]]:
     done = _run("squawk", "--config", HERE / "squawk.toml", "--reporter", "json", file)
     lines = sql.splitlines()
     findings: list[dict[str, Any]] = json.loads(done.stdout)
-    return [(found["rule_name"], lines[found["line"]].strip()) for found in findings]
+    return [(str(found["rule_name"]), lines[int(found["line"])].strip()) for found in findings]
 
 
 def test_squawk_finds_nothing_in_the_migrations_but_what_is_listed_with_its_reason(tmp_path: Path) -> None:

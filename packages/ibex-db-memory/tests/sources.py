@@ -1,6 +1,6 @@
 """Databases of other libraries, for the tests of the importers."""
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +38,7 @@ class Elsewhere:
 
 
 @asynccontextmanager
-async def elsewhere(cluster: Cluster, *, tables: str | None = None) -> AsyncIterator[Elsewhere]:
+async def elsewhere(cluster: Cluster, *, tables: str | None = None) -> AsyncGenerator[Elsewhere]:
     """Make a database, with the tables of peers/<tables>.sql."""
     name = f"ibex_elsewhere_{uuid4().hex[:12]}"
     await cluster.create_database(name)

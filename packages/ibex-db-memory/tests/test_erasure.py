@@ -48,7 +48,7 @@ async def busy(memories: MemoryRepository, agent_id: UUID) -> tuple[UUID, UUID]:
     """Make two memories: one of three versions, two tags and two relationships with the other."""
     one = await remembered(memories, agent_id, "Wears a wig.", tags=["secret", "hair"], embedding=[1.0] * 384)
     other = await remembered(memories, agent_id, "Likes tea.")
-    await memories.update(one, content="Wears a red wig.")
+    await memories.update(one, content="Wears a red wig.", embedding=None)
     await memories.update(one, confidence=0.9)
     await memories.relate(one, other, "related_to")
     await memories.relate(other, one, "derived_from", notes="of the wig")
@@ -367,7 +367,7 @@ async def test_erasing_waits_for_a_writer_and_counts_what_it_wrote(
         other = await remembered(MemoryRepository(session), agent_id, "Coffee.")
 
     async with small_pool.tenant(org_id) as writer:
-        await MemoryRepository(writer).update(ident, content="Green tea.")
+        await MemoryRepository(writer).update(ident, content="Green tea.", embedding=None)
         await MemoryRepository(writer).relate(other, ident, "related_to")
         erasing = asyncio.create_task(_erase(small_pool, org_id, ident))
         await asyncio.sleep(0.3)
@@ -388,7 +388,7 @@ async def test_a_writer_who_comes_later_waits_and_is_told(small_pool: Database, 
 
     async def change() -> None:
         async with small_pool.tenant(org_id) as session:
-            await MemoryRepository(session).update(ident, content="Green tea.")
+            await MemoryRepository(session).update(ident, content="Green tea.", embedding=None)
 
     async with small_pool.tenant(org_id) as eraser:
         gone = await MemoryRepository(eraser).erase(ident)

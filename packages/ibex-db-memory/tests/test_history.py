@@ -132,7 +132,7 @@ async def test_as_of_tells_what_was_said_at_each_moment(ibex_db: Database, org_i
     before = await now(ibex_db, org_id)
     async with ibex_db.tenant(org_id) as session:
         ident = await remembered(MemoryRepository(session), agent_id, "Number 0.")
-    moments = []
+    moments: list[datetime] = []
     for n in range(1, 4):
         moments.append(await now(ibex_db, org_id))
         async with ibex_db.tenant(org_id) as session:

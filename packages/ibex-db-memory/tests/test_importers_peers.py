@@ -53,7 +53,7 @@ async def test_langgraphs_own_tables_are_those_that_are_tested_and_come_in(
     async def embed(texts: list[str]) -> list[list[float]]:
         return [vector(len(text)) for text in texts]
 
-    index = {"dims": 384, "embed": embed, "fields": ["text"], "distance_type": "cosine"}
+    index: dict[str, Any] = {"dims": 384, "embed": embed, "fields": ["text"], "distance_type": "cosine"}
     index["ann_index_config"] = {"kind": "hnsw", "vector_type": "vector"}
     async with elsewhere(ibex_cluster, tables="langgraph") as ours, elsewhere(ibex_cluster) as theirs:
         async with aio.AsyncPostgresStore.from_conn_string(theirs.dsn, index=index) as made:

@@ -74,7 +74,7 @@ async def lived(memories: MemoryRepository, agent_id: UUID, vector: Vector) -> l
         ]
     )
     ids = [outcome.id for outcome in many.outcomes]
-    await memories.update(ids[0], content="Another thing.", confidence=0.123)
+    await memories.update(ids[0], content="Another thing.", embedding=None, confidence=0.123)
     await memories.supersede(ids[1], by=ids[2], reason="better", actor=uuid4())
     await memories.supersede(ids[2], by=ids[3])
     await memories.merge([ids[4], ids[5]], into=ids[3])
@@ -284,10 +284,10 @@ async def test_an_erased_memory_is_refused_by_its_id_and_by_what_it_said(
     ident = await remembered(memories, agent_id, "Wears a wig.")
     kept = await remembered(memories, agent_id, "Likes tea.")
     lines = await exported(memories)
-    await memories.update(ident, content="Is bald.")
+    await memories.update(ident, content="Is bald.", embedding=None)
     await memories.erase(ident)
     copied = await remembered(memories, agent_id, "Is bald!")
-    await memories.update(copied, content="is  BALD.")
+    await memories.update(copied, content="is  BALD.", embedding=None)
     other = await exported(memories)
     await memories.erase(copied)
     await memories.erase(kept)
@@ -598,7 +598,7 @@ async def test_a_file_of_another_kind_of_store_is_told(memories: MemoryRepositor
 
 async def test_history_with_gaps_is_refused(memories: MemoryRepository, agent_id: UUID) -> None:
     ident = await remembered(memories, agent_id, "Tea.")
-    await memories.update(ident, content="Green tea.")
+    await memories.update(ident, content="Green tea.", embedding=None)
     lines = await exported(memories)
     versions = records(lines, "memory")[0]["versions"]
 

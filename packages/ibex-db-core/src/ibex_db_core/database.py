@@ -217,7 +217,7 @@ class Database:
         if self._platform_url is not None and self._platform_engine is None:
             self._platform_engine = create_engine(self._platform_url, self._settings)
         role = "" if self._platform_url is not None else f"SET LOCAL ROLE {PLATFORM_ROLE}; "
-        session = ScopedSession(self._platform_engine or self.engine, expire_on_commit=False)
+        session = ScopedSession(self._platform_engine or self.engine, expire_on_commit=False, close_resets_only=False)
         scope(session, None, f"{role}{self._settings.each_transaction}")
         async with self._transaction(session) as opened:
             yield opened
@@ -230,7 +230,7 @@ class Database:
             ConfigurationError: an embedded Database that has not been opened.
         """
         org_id = validation.uuid("org_id", org_id)
-        session = ScopedSession(self.engine, expire_on_commit=False)
+        session = ScopedSession(self.engine, expire_on_commit=False, close_resets_only=False)
         role = f"SET LOCAL ROLE {APP_ROLE}; " if self._step_down else ""
         only = "SET TRANSACTION READ ONLY; " if read_only else ""
         scope(session, org_id, f"{only}{role}{set_tenant(org_id)}; {self._settings.each_transaction}")

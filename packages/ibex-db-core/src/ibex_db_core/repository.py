@@ -26,7 +26,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import InstrumentedAttribute, Mapper
+from sqlalchemy.orm import ColumnProperty, InstrumentedAttribute, Mapper
 from sqlalchemy.orm.interfaces import ORMOption
 
 from ibex_db_core import validation
@@ -334,7 +334,12 @@ class BaseRepository(Generic[T]):
             raise InvalidInputError("changes", changes, "must name at least one field")
         fixed = {"id", "org_id", "created_at", "updated_at"} & changes.keys()
         if fixed:
-            raise InvalidInputError(fixed.pop(), "a new value", "cannot be changed")
+            name = min(fixed)
+            raise InvalidInputError(name, changes[name], "cannot be changed")
+        required = {attribute.key for attribute in _columns(self.model) if not attribute.columns[0].nullable}
+        for name, value in changes.items():
+            if value is None and name in required:
+                raise InvalidInputError(name, None, "is required: leave it out to keep what it is")
         return self._complete({field: validation.check(self.model, field, value) for field, value in changes.items()})
 
     def _complete(self, values: dict[str, object]) -> dict[str, object]:
@@ -435,3 +440,7 @@ class BaseRepository(Generic[T]):
             + [name_of(r) for r in table.constraints if isinstance(r, UniqueConstraint)]
         )
         raise InvalidInputError("on", name, f"must be a unique key of {table.name}: {', '.join(known)}")
+
+
+def _columns(model: type[Base]) -> Sequence[ColumnProperty[Any]]:
+    return list(model.__mapper__.column_attrs)

@@ -10,7 +10,7 @@ from typing import cast
 
 import asyncpg
 from sqlalchemy import Column, Table, UniqueConstraint
-from sqlalchemy.exc import DBAPIError, StatementError, TimeoutError as PoolTimeoutError
+from sqlalchemy.exc import DBAPIError, InvalidRequestError, StatementError, TimeoutError as PoolTimeoutError
 from sqlalchemy.orm.exc import StaleDataError
 from sqlalchemy.sql.elements import ClauseElement, TextClause
 from sqlalchemy.sql.visitors import iterate
@@ -32,6 +32,7 @@ from ibex_db_core.errors import (
     RuleViolationError,
     SerializationError,
     StatementTimeoutError,
+    TenantError,
 )
 
 _Told = type[
@@ -55,6 +56,10 @@ _BY_STATE: dict[str, tuple[_Told, str]] = {
     "42501": (AccessDeniedError, "a row-level security policy, a trigger or a missing grant refused it"),
     "40001": (SerializationError, "run it again: db.run() does"),
     "40P01": (DeadlockError, "run it again: db.run() does"),
+    "25006": (
+        AccessDeniedError,
+        "the transaction is read-only: open db.tenant(org_id) without read_only=True to write",
+    ),
     "55P03": (LockTimeoutError, "another transaction holds the row: run it again, or raise lock_timeout"),
     "28000": (DatabaseError, "check the login of the URL, and pg_hba.conf"),
     "28P01": (DatabaseError, "check user and password of the URL"),
@@ -67,6 +72,8 @@ _LOST = ("08", "57P", "25P03", "25P04", "53300")
 
 # 28: the server does not know this user or password; 3D: no such database.
 _REFUSED_LOGIN = ("28", "3D")
+
+_SHOWN = 120
 
 # An index of a partition carries its parent's name and the partition's number.
 _PARTITION = re.compile(r"_p\d+(?=\"|$)")
@@ -96,6 +103,8 @@ def translate(exc: BaseException, parameters: Mapping[str, object] | None = None
         return _from_driver(driver, parameters, broken=exc.connection_invalidated)
     if isinstance(exc, asyncpg.ClientConfigurationError):
         return ConfigurationError(f"the database URL asks for what the driver cannot do: {exc}")
+    if isinstance(exc, InvalidRequestError) and "permanently closed" in str(exc):
+        return TenantError("this session ended with its db.tenant() or db.platform() block: open another one")
     if isinstance(exc, (OSError, TimeoutError)):
         return ConnectionLostError(
             f"no connection to the database: {str(exc) or type(exc).__name__}; "
@@ -130,7 +139,7 @@ def _from_driver(
         if kind is ConflictError and parameters:
             columns = _columns_of_unique_key(table, constraint)
             values = {name: parameters[name] for name in columns if name in parameters}
-    shown = ", ".join(f"{name}={value!s}" for name, value in values.items() if name != "org_id")
+    shown = ", ".join(f"{name}={_short(value)}" for name, value in values.items() if name != "org_id")
     message = f"{said}{f' with {shown}' if shown else ''}; {way_out} [{state}]"
     return kind(message, constraint=constraint, table=table, values=values, sqlstate=state)
 
@@ -177,3 +186,9 @@ def _names(table: Table, expressions: Iterable[str | ClauseElement]) -> tuple[st
 
 def _mentioned(table: Table, sql: str) -> list[str]:
     return [word for word in re.findall(r"\w+", sql) if word in table.columns]
+
+
+def _short(value: object) -> str:
+    """Show a value in a line of text: of a batch's thousand values, the first few."""
+    shown = str(value)
+    return shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}..."

@@ -60,6 +60,8 @@ def pack_vector(value: VectorLike, *, dim: int | None = None, field: str = "embe
         ndim = getattr(value, "ndim", 1)
         if ndim != 1:
             raise InvalidInputError(field, value, f"must have one axis, shape (dim,), not {ndim}")
+        if getattr(getattr(value, "dtype", None), "kind", "f") not in "fiu":
+            raise InvalidInputError(field, value, "must hold real numbers")
         try:
             floats = array("f", value)
         except (TypeError, ValueError, OverflowError) as exc:

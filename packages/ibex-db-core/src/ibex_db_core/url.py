@@ -64,6 +64,8 @@ def parse(text: str | URL, *, timeout: float | None = 10.0) -> Address:
     Raises:
         ConfigurationError: it is no Postgres address, or asks for what asyncpg cannot do.
     """
+    if not isinstance(text, (str, URL)):  # pyright: ignore[reportUnnecessaryIsInstance] - os.environ.get() gives None
+        raise ConfigurationError(f"a database URL is a string such as postgresql://user@host/database, not {text!r}")
     spelled = text.render_as_string(hide_password=False) if isinstance(text, URL) else text.strip()
     if "://" not in spelled:
         spelled = _from_keywords(spelled)

@@ -158,6 +158,7 @@ class Finding(Wording):
             >>> [round(hit.similarity, 3) for hit in await memories.find_similar(vector, threshold=0.95)]
             [1.0]
         """
+        validation.number("threshold", threshold, -1, 1)
         return await self.search(
             embedding=embedding,
             agent_id=agent_id,

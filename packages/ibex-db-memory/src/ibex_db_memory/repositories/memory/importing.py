@@ -81,9 +81,13 @@ class Importing(Moving):
                 one that breaks a rule (``index`` counts rows from 1).
 
         Example:
-            >>> done = await memories.import_mem0(mem0_dsn, agents={"support-bot": agent.id}, agent_id=agent.id)
+            >>> driver = (await (await session.connection()).get_raw_connection()).driver_connection
+            >>> _ = await driver.execute("CREATE TEMP TABLE mem0 (id uuid, vector vector(384), payload jsonb)")
+            >>> payload = '{"data": "Likes tea.", "agent_id": "support-bot"}'
+            >>> _ = await driver.execute("INSERT INTO mem0 VALUES (gen_random_uuid(), NULL, $1::text::jsonb)", payload)
+            >>> done = await memories.import_mem0(driver, schema="pg_temp", agents={"support-bot": agent.id})
             >>> done.created, done.duplicates
-            (2, 0)
+            (1, 0)
         """
         places = await self._agents_here(agents)
         default = await self._agent_here(agent_id)
@@ -140,9 +144,15 @@ class Importing(Moving):
                 one that breaks a rule (``index`` counts items from 1).
 
         Example:
-            >>> done = await memories.import_langgraph(langgraph_dsn, agents={"memories.ada": agent.id})
+            >>> driver = (await (await session.connection()).get_raw_connection()).driver_connection
+            >>> _ = await driver.execute("CREATE TEMP TABLE store (prefix text, key text, value jsonb, "
+            ...     "created_at timestamptz, updated_at timestamptz, expires_at timestamptz)")
+            >>> value = '{"text": "Likes tea."}'
+            >>> _ = await driver.execute(
+            ...     "INSERT INTO store VALUES ('memories.ada', 'tea', $1::text::jsonb, now(), now(), NULL)", value)
+            >>> done = await memories.import_langgraph(driver, schema="pg_temp", agents={"memories": agent.id})
             >>> done.created, done.duplicates
-            (2, 0)
+            (1, 0)
         """
         places = await self._agents_here(agents)
         default = await self._agent_here(agent_id)

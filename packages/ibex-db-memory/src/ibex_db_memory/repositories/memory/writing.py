@@ -25,6 +25,7 @@ from ibex_db_memory.models import Memory, MemoryCategory, MemorySource, MemorySt
 from ibex_db_memory.repositories.memory import statements
 from ibex_db_memory.repositories.memory.finding import Finding
 from ibex_db_memory.search.filters import Filters
+from ibex_db_memory.search.plan import sizes_for
 from ibex_db_memory.search.query import Hit
 
 # A statement that found neither its row nor the twin is tried again; each time
@@ -34,6 +35,9 @@ _TRIES = 20
 # Near a thousand rows a statement, the round trip no longer shows, and memory stays small.
 BATCH_SIZE = 1000
 _MAX_BATCH = 10_000
+
+# From so many on, a search should not go by the scope's size of half a minute ago.
+_MANY = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +219,8 @@ class Writing(Finding):
                 outcomes.extend(await self._remember_batch(batch))
                 if progress is not None:
                     progress(len(outcomes))
+        if len(outcomes) >= _MANY:
+            sizes_for(self._session.get_bind()).forget(self._tenant)
         return RememberedMany(outcomes)
 
     def _complete(self, values: dict[str, object]) -> dict[str, object]:
