@@ -108,29 +108,6 @@ END $$
 """
 _SIGNATURE = "ibex_core.memories_bm25(text, uuid[], bigint, float8, float8, float8)"
 
-_HAND_OVER = f"""
-DO $$
-DECLARE
-    -- From 16 on a member may lack the right to become the role; before, there was no such right.
-    needed CONSTANT text := CASE WHEN current_setting('server_version_num')::int >= 160000 THEN 'SET' ELSE 'MEMBER' END;
-    lent CONSTANT boolean := NOT pg_catalog.pg_has_role('{SEARCH_ROLE}', needed);
-BEGIN
-    IF lent THEN
-        BEGIN
-            GRANT {SEARCH_ROLE} TO CURRENT_USER;
-        EXCEPTION WHEN insufficient_privilege THEN
-            RAISE EXCEPTION 'memory_0002 gives a function to {SEARCH_ROLE}, which % may not do', current_user
-                USING ERRCODE = '42501',
-                    HINT = 'Migrate to memory_0002 as a superuser, or as a member of {SEARCH_ROLE} WITH ADMIN OPTION.';
-        END;
-    END IF;
-    ALTER FUNCTION {_SIGNATURE} OWNER TO {SEARCH_ROLE};
-    IF lent THEN
-        REVOKE {SEARCH_ROLE} FROM CURRENT_USER;
-    END IF;
-END $$
-"""
-
 
 def upgrade() -> None:
     """Make the index, the function and what its owner may read."""
@@ -152,7 +129,10 @@ def upgrade() -> None:
     op.execute(f"REVOKE ALL ON FUNCTION {_SIGNATURE} FROM PUBLIC")
     # Not ibex_platform: its sessions name no tenant, so the function would find nothing and not say why.
     op.execute(f"GRANT EXECUTE ON FUNCTION {_SIGNATURE} TO {APP_ROLE}")
-    _hand_over()
+    # The owner may become ibex_search (core_0001), which needs CREATE for no longer than it takes to own the function.
+    op.execute(f"GRANT CREATE ON SCHEMA ibex_core TO {SEARCH_ROLE}")
+    op.execute(f"ALTER FUNCTION {_SIGNATURE} OWNER TO {SEARCH_ROLE}")
+    op.execute(f"REVOKE CREATE ON SCHEMA ibex_core FROM {SEARCH_ROLE}")
     op.execute("SET LOCAL ROLE NONE")
 
 
@@ -173,17 +153,3 @@ def downgrade() -> None:
         "GENERATED ALWAYS AS (to_tsvector('english'::regconfig, content)) STORED NOT NULL"
     )
     op.execute("SET LOCAL ROLE NONE")
-
-
-def _hand_over() -> None:
-    """Make the function ibex_search's, whose policy and whose few columns it then works with.
-
-    That asks for two things which nobody keeps: CREATE on the schema for the new
-    owner, and membership of the new owner for whoever migrates.  A superuser
-    needs no membership; another login must be able to grant it to itself.
-    """
-    op.execute(f"GRANT CREATE ON SCHEMA ibex_core TO {SEARCH_ROLE}")
-    op.execute("SET LOCAL ROLE NONE")
-    op.execute(_HAND_OVER)
-    op.execute(f"SET LOCAL ROLE {OWNER_ROLE}")
-    op.execute(f"REVOKE CREATE ON SCHEMA ibex_core FROM {SEARCH_ROLE}")
