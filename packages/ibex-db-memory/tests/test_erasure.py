@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping
+from itertools import pairwise
 from uuid import UUID, uuid4
 
 import asyncpg
@@ -240,6 +241,25 @@ async def test_an_agent_goes_with_sessions_and_memories(
     tombstones = await owner.fetch("SELECT subject_id FROM ibex_core.erasure_tombstones")
     assert len(tombstones) == 3
     assert await ErasureRepository(session).is_of(gone.receipt_id, "support")
+
+
+async def test_many_go_in_batches_and_are_counted_to_the_last(
+    session: ScopedSession, agent_id: UUID, monkeypatch: pytest.MonkeyPatch, owner: asyncpg.Connection
+) -> None:
+    monkeypatch.setattr("ibex_db_tenancy.erasure.BATCH", 7)
+    memories = MemoryRepository(session)
+    drafts = [{"agent_id": agent_id, "content": f"{n}.", "category": "factual", "tags": ["t"]} for n in range(50)]
+    ids = [outcome.id for outcome in (await memories.remember_many(drafts)).outcomes]
+    for one, other in pairwise(ids):
+        await memories.relate(one, other, "related_to")
+
+    gone = await AgentRepository(session).erase(agent_id)
+    await session.commit()
+
+    counted = ("memories", "memory_versions", "memory_tags", "memory_relationships")
+    assert [gone[table] for table in counted] == [50, 50, 50, 49]
+    assert set((await rows(owner)).values()) == {0}
+    assert await owner.fetchval("SELECT count(*) FROM ibex_core.erasure_tombstones") == 50
 
 
 async def test_a_user_goes_wholly_with_sessions_and_what_was_learned_in_them(

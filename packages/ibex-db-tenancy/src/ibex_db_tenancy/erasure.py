@@ -26,17 +26,22 @@ from typing import Any, cast
 from uuid import UUID
 
 from sqlalchemy import (
+    ARRAY,
     ColumnElement,
+    Delete,
     ForeignKeyConstraint,
     LargeBinary,
     MetaData,
     Select,
     Table,
     Text,
+    Uuid,
     bindparam,
     cast as sql_cast,
+    delete,
     func,
     literal,
+    null,
     or_,
     select,
 )
@@ -88,26 +93,44 @@ class Erased(Mapping[str, int]):
         return sum(self.counts.values())
 
 
+# Rows of one DELETE: with all that hangs on them, a second or two, and far from any statement_timeout.
+BATCH = 1000
+
+
 @dataclass(frozen=True, slots=True)
 class Doomed:
     """The rows of one table that go.
 
     Attributes:
         where: the condition that tells them from the rest.
-        owned: no cascade of the database takes them: they are deleted by name.
     """
 
     table: Table
     where: ColumnElement[bool]
-    owned: bool
 
     @property
-    def counted(self) -> Select[int]:
-        """The statement that locks and counts them."""
-        rows = select(self.table.c["id"]).where(self.where)
-        if not self.table.info["append_only"]:
-            rows = rows.order_by(self.table.c["id"]).with_for_update()
-        return select(func.count()).select_from(rows.subquery())
+    def counted(self) -> Select[int, Any]:
+        """The statement that locks and counts them, and names the last row of each batch, in the order of the ids."""
+        ids = select(self.table.c["id"]).where(self.where)
+        if self.append_only:
+            return select(func.count(), cast("ColumnElement[Any]", null())).select_from(ids.subquery())
+        locked = ids.order_by(self.table.c["id"]).with_for_update().subquery()
+        numbered = select(locked.c["id"], func.row_number().over(order_by=locked.c["id"]).label("number")).subquery()
+        last = func.array_agg(numbered.c["id"], type_=ARRAY(Uuid())).filter(numbered.c["number"] % BATCH == 0)
+        return select(func.count(), cast("ColumnElement[Any]", last))
+
+    @property
+    def append_only(self) -> bool:
+        """Nobody may delete them: they go with their parents."""
+        return bool(self.table.info["append_only"])
+
+    def deletions(self, ends: Sequence[UUID]) -> Iterator[Delete]:
+        """Yield the statements that delete them, batch by batch."""
+        column = self.table.c["id"]
+        for start, end in zip([None, *ends], [*ends, None], strict=True):
+            batch = [column > start] if start is not None else []
+            batch += [column <= end] if end is not None else []
+            yield delete(self.table).where(self.where, *batch)
 
 
 def doomed_with(root: Table, org_id: UUID, ident: UUID, *, wholly: bool) -> list[Doomed]:
@@ -119,7 +142,7 @@ def doomed_with(root: Table, org_id: UUID, ident: UUID, *, wholly: bool) -> list
         ident: the row's id.
         wholly: follow owned links as well as the database's cascades.
     """
-    found = {root: Doomed(root, (root.c["org_id"] == org_id) & (root.c["id"] == ident), owned=False)}
+    found = {root: Doomed(root, (root.c["org_id"] == org_id) & (root.c["id"] == ident))}
     for table in root.metadata.sorted_tables:
         if table is root:
             continue
@@ -131,18 +154,13 @@ def doomed_with(root: Table, org_id: UUID, ident: UUID, *, wholly: bool) -> list
         if links:
             mine = table.c["org_id"] == org_id
             theirs = or_(*(_column(link).in_(_ids(parent)) for link, parent in links))
-            # Whatever hangs on rows that are deleted by name goes with those.
-            owned = not any(link.ondelete == "CASCADE" for link, _ in links)
-            found[table] = Doomed(table, mine & theirs, owned)
+            found[table] = Doomed(table, mine & theirs)
     return list(found.values())
 
 
 def doomed_with_organization(metadata: MetaData, org_id: UUID) -> list[Doomed]:
     """Return what goes with an organization, parents first: every row of every tenant table."""
-    return [
-        Doomed(table, table.c[str(table.info["tenant_column"])] == org_id, owned=False)
-        for table in tenant_tables(metadata)
-    ]
+    return [Doomed(table, table.c[str(table.info["tenant_column"])] == org_id) for table in tenant_tables(metadata)]
 
 
 def _follows(link: ForeignKeyConstraint, *, wholly: bool) -> bool:

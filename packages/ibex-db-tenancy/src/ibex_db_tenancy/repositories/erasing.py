@@ -1,10 +1,11 @@
 """Erasing with a receipt: what every repository of erasable subjects has in common."""
 
 import secrets
-from typing import TypeVar, cast
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, TypeVar, cast
 from uuid import UUID
 
-from sqlalchemy import Text, Uuid, delete, insert, literal, select, text
+from sqlalchemy import Result, Text, Uuid, insert, literal, select, text
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from ibex_db_core import validation
@@ -17,6 +18,32 @@ from ibex_db_tenancy.models.erasure import KEY_BYTES, ErasureKey, ErasureReceipt
 T = TypeVar("T", bound=Base)
 
 _LOCK = text("SELECT pg_advisory_xact_lock(:number)")
+
+
+Execute = Callable[..., Awaitable[Result[*tuple[Any, ...]]]]
+
+
+async def count(execute: Execute, doomed: Sequence[Doomed]) -> tuple[dict[str, int], dict[str, list[UUID]]]:
+    """Lock what goes, parents first; return table to the number of its rows, and to the last id of each batch.
+
+    Where the first table has none, nothing else is looked at.
+    """
+    counts: dict[str, int] = {}
+    ends: dict[str, list[UUID]] = {}
+    for one in doomed:
+        number, last = (await execute(one.counted)).one()
+        counts[one.table.name], ends[one.table.name] = int(number), sorted(last or ())
+        if not counts[doomed[0].table.name]:
+            break
+    return counts, ends
+
+
+async def end(execute: Execute, doomed: Sequence[Doomed], ends: Mapping[str, Sequence[UUID]]) -> None:
+    """Delete what goes, children first, in batches."""
+    for one in reversed(doomed):
+        if not one.append_only:
+            for statement in one.deletions(ends[one.table.name]):
+                await execute(statement)
 
 
 class Erasing(BaseRepository[T]):
@@ -48,15 +75,11 @@ class Erasing(BaseRepository[T]):
             # Before anything is looked at: an import that goes on beside may just be bringing the row in.
             await self._execute(_LOCK, {"number": lock_number(org_id)})
             doomed = doomed_with(self._table, org_id, ident, wholly=wholly)
-            counts: dict[str, int] = {}
-            for one in doomed:
-                counts[one.table.name] = int((await self._execute(one.counted)).scalar_one())
-                if not counts[self._table.name]:
-                    raise NotFoundError(self.model.__name__, ident)
+            counts, ends = await count(self._execute, doomed)
+            if not counts[self._table.name]:
+                raise NotFoundError(self.model.__name__, ident)
             erased = await self._receipt(doomed, org_id, ident, counts, told)
-            for one in reversed(doomed):
-                if one.owned or one.table is self._table:
-                    await self._execute(delete(one.table).where(one.where))
+            await end(self._execute, doomed, ends)
         self._forget(doomed, ident)
         return erased
 

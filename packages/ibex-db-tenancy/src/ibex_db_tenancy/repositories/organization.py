@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import ClassVar, cast
 from uuid import UUID
 
-from sqlalchemy import delete, insert, select
+from sqlalchemy import insert, select
 
 from ibex_db_core import validation
 from ibex_db_core.base import Base
@@ -15,6 +15,7 @@ from ibex_db_core.types import JsonObject
 from ibex_db_tenancy.erasure import Erased, doomed_with_organization, fingerprint_sql
 from ibex_db_tenancy.models import Organization, OrganizationErasure, OrganizationStatus, OrganizationTier
 from ibex_db_tenancy.models.erasure import KEY_BYTES
+from ibex_db_tenancy.repositories.erasing import count, end
 
 
 class OrganizationRepository(SteppedRepository[Organization]):
@@ -180,12 +181,11 @@ class OrganizationRepository(SteppedRepository[Organization]):
         }
         await self._flush()
         async with self._session.begin_nested():
-            counts: dict[str, int] = {}
             # The organization itself first: a new row of it checks its foreign key, and so waits for us.
-            for doomed in doomed_with_organization(Base.metadata, ident):
-                counts[doomed.table.name] = int((await self._execute(doomed.counted)).scalar_one())
-                if not counts["organizations"]:
-                    raise NotFoundError(Organization.__name__, ident)
+            doomed = doomed_with_organization(Base.metadata, ident)
+            counts, ends = await count(self._execute, doomed)
+            if not counts["organizations"]:
+                raise NotFoundError(Organization.__name__, ident)
             salt = secrets.token_bytes(KEY_BYTES)
             itself = self._table.c["id"] == ident
             known = await self._execute(select(fingerprint_sql(self._table, "organization", salt)).where(itself))
@@ -193,7 +193,7 @@ class OrganizationRepository(SteppedRepository[Organization]):
             receipt = insert(OrganizationErasure).values(values)
             made = await self._execute(receipt.returning(OrganizationErasure.id, OrganizationErasure.erased_at))
             receipt_id, erased_at = made.one()
-            await self._execute(delete(self._table).where(itself))
+            await end(self._execute, doomed, ends)
         for row in list(self._session.identity_map.values()):
             if row.__dict__.get("org_id", row.__dict__.get("id")) == ident:
                 self._session.expunge(row)
