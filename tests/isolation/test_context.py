@@ -208,6 +208,7 @@ def test_every_crossing_of_the_walls_in_the_packages_is_known() -> None:
 # A new call of platform() in a wheel is a decision: put it here, with its reason.
 _DEMO = "ibex-db-memory/src/ibex_db_memory/demo"
 KNOWN_CROSSINGS = {
+    "ibex-db-memory/src/ibex_db_memory/commands_transfer.py",  # finds the organization that the command line names
     f"{_DEMO}/storing.py",  # signs the demo's organizations up
     f"{_DEMO}/story.py",  # reads the server's version
     f"{_DEMO}/roads.py",  # the proof's control: there is something to hide

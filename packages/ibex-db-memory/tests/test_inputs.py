@@ -172,7 +172,7 @@ async def test_find_similar_refuses_it(
 ) -> None:
     error = await refused(sent, lambda: memories.find_similar(vector(1), **{field: value}))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
-    assert error.field == {"threshold": "min_similarity"}.get(field, field)
+    assert error.field == field
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import ColumnProperty, InstrumentedAttribute, Mapper
+from sqlalchemy.orm import InstrumentedAttribute, Mapper
 from sqlalchemy.orm.interfaces import ORMOption
 
 from ibex_db_core import validation
@@ -336,7 +336,7 @@ class BaseRepository(Generic[T]):
         if fixed:
             name = min(fixed)
             raise InvalidInputError(name, changes[name], "cannot be changed")
-        required = {attribute.key for attribute in _columns(self.model) if not attribute.columns[0].nullable}
+        required = _required(self.model)
         for name, value in changes.items():
             if value is None and name in required:
                 raise InvalidInputError(name, None, "is required: leave it out to keep what it is")
@@ -442,5 +442,10 @@ class BaseRepository(Generic[T]):
         raise InvalidInputError("on", name, f"must be a unique key of {table.name}: {', '.join(known)}")
 
 
-def _columns(model: type[Base]) -> Sequence[ColumnProperty[Any]]:
-    return list(model.__mapper__.column_attrs)
+def _required(model: type[Base]) -> frozenset[str]:
+    """Return the attributes that are never NULL; expressions are none."""
+    return frozenset(
+        attribute.key
+        for attribute in model.__mapper__.column_attrs
+        if isinstance(attribute.columns[0], Column) and not cast("Column[object]", attribute.columns[0]).nullable
+    )
