@@ -103,10 +103,13 @@ class Doomed:
 
     Attributes:
         where: the condition that tells them from the rest.
+        by_cascade: they go with their parents, and need not be deleted by name; naming grandchildren would read
+            all of their parents for each batch.
     """
 
     table: Table
     where: ColumnElement[bool]
+    by_cascade: bool = False
 
     @property
     def counted(self) -> Select[int, Any]:
@@ -154,7 +157,8 @@ def doomed_with(root: Table, org_id: UUID, ident: UUID, *, wholly: bool) -> list
         if links:
             mine = table.c["org_id"] == org_id
             theirs = or_(*(_column(link).in_(_ids(parent)) for link, parent in links))
-            found[table] = Doomed(table, mine & theirs)
+            deep = all(link.ondelete == "CASCADE" and parent.table is not root for link, parent in links)
+            found[table] = Doomed(table, mine & theirs, deep)
     return list(found.values())
 
 

@@ -41,7 +41,7 @@ async def count(execute: Execute, doomed: Sequence[Doomed]) -> tuple[dict[str, i
 async def end(execute: Execute, doomed: Sequence[Doomed], ends: Mapping[str, Sequence[UUID]]) -> None:
     """Delete what goes, children first, in batches."""
     for one in reversed(doomed):
-        if not one.append_only:
+        if not (one.append_only or one.by_cascade):
             for statement in one.deletions(ends[one.table.name]):
                 await execute(statement)
 
