@@ -10,6 +10,7 @@ from toys import Bot, BotRepository, Entry, Org, ToyBase
 
 from ibex_db_core import SCHEMA, Base, Database
 from ibex_db_core.base import parent_key
+from ibex_db_core.guards import Guards
 
 
 async def test_constraints_and_indexes_are_named_as_postgres_would(admin: asyncpg.Connection) -> None:
@@ -52,9 +53,9 @@ def test_keys_come_first_and_moments_last() -> None:
 def test_the_facts_of_tenancy_are_on_the_table() -> None:
     facts = {table.name: dict(table.info) for table in ToyBase.metadata.sorted_tables}
 
-    assert facts["organizations"] == {"tenant_column": "id", "append_only": False}
-    assert facts["bots"] == {"tenant_column": "org_id", "append_only": False}
-    assert facts["entries"] == {"tenant_column": "org_id", "append_only": True}
+    assert facts["organizations"] == {"tenant_column": "id", "append_only": False, "guards": Guards()}
+    assert facts["bots"] == {"tenant_column": "org_id", "append_only": False, "guards": Guards()}
+    assert facts["entries"] == {"tenant_column": "org_id", "append_only": True, "guards": Guards()}
 
 
 def test_a_metadata_of_ones_own_keeps_its_tables_out_of_the_wheels() -> None:

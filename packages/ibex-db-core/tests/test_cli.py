@@ -274,7 +274,7 @@ def test_drift_is_told_in_words() -> None:
         (("something_new", "x"), "something_new x"),
     ]
     for difference, words in cases:
-        assert inside._told(difference) == words
+        assert runner.told(difference) == words
 
 
 # -- postgres
