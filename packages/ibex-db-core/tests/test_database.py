@@ -135,7 +135,7 @@ async def test_a_read_only_transaction_reads_and_refuses_to_write(db: Database, 
         assert await BotRepository(session).count() == 1
     async with db.tenant(globex, read_only=True) as session:
         assert await BotRepository(session).count() == 0
-    with pytest.raises(DatabaseError, match="read-only") as caught:
+    with pytest.raises(AccessDeniedError, match="read_only=True") as caught:
         async with db.tenant(acme, read_only=True) as session:
             await BotRepository(session).add(Bot(slug="wren"))
     assert caught.value.sqlstate == "25006"
