@@ -8,7 +8,7 @@ migrations run once into a template database, which each test copies.
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from uuid import uuid4
@@ -22,9 +22,6 @@ if TYPE_CHECKING:
     from ibex_db_core.provisioning import Cluster
 
 URL_VARIABLE = "IBEX_TEST_DATABASE_URL"
-
-MakeDatabase = Callable[..., Awaitable["Database"]]
-"""``await make_ibex_db(settings=None)``: another Database on the same test's data."""
 
 
 @pytest.fixture(scope="session")
