@@ -12,8 +12,16 @@ from ibex_db_core.errors import AccessDeniedError, MigrationError
 from ibex_db_core.tenant import ScopedSession
 from ibex_db_core.testing import TestDatabase
 
-TABLES = ("sessions", "checkpoints", "memories", "memory_versions", "memory_relationships", "memory_tags",
-          "embedding_spaces", "memory_vectors")
+TABLES = (
+    "sessions",
+    "checkpoints",
+    "memories",
+    "memory_versions",
+    "memory_relationships",
+    "memory_tags",
+    "embedding_spaces",
+    "memory_vectors",
+)
 
 _PARTITIONS = """
 SELECT c.relname, c.relrowsecurity, c.relforcerowsecurity, c.reloptions, c.relowner::regrole::text AS owner,
@@ -52,7 +60,12 @@ WHERE schemaname = 'ibex_core' AND relname LIKE 'memories_p%'
 async def test_up_and_down_and_up_again(ibex_db: Database) -> None:
     async with ibex_db.migrator() as migrator:
         await migrator.downgrade("memory@base")
-        assert [step.id for step in await migrator.upgrade()] == ["memory_0001", "memory_0002", "memory_0003", "memory_0004"]
+        assert [step.id for step in await migrator.upgrade()] == [
+            "memory_0001",
+            "memory_0002",
+            "memory_0003",
+            "memory_0004",
+        ]
 
         assert await migrator.check() == []
 

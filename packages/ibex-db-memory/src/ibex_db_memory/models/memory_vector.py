@@ -8,8 +8,8 @@ from sqlalchemy import CheckConstraint, ForeignKeyConstraint, Index, String, tex
 from sqlalchemy.orm import Mapped, mapped_column
 
 from ibex_db_core.base import SCHEMA, Base, OrgScoped, parent_key
-from ibex_db_core.guards import Guards
 from ibex_db_core.types import Vector
+from ibex_db_memory.models._guards import VECTORS
 
 INDEXED_DIMENSIONS: Final = (384, 512, 768, 1024, 1536)
 """Dimensions that have a vector index after a move; scopes of others are always scanned in full."""
@@ -45,8 +45,7 @@ class MemoryVector(OrgScoped, Base):
     """
 
     __tablename__ = "memory_vectors"
-    # In line, as memories.embedding is; a vector of more than 2,000 numbers goes out of line all the same.
-    __guards__ = Guards(storage={"embedding": "MAIN"})
+    __guards__ = VECTORS
 
     space_id: Mapped[UUID] = mapped_column(primary_key=True, sort_order=-95)
     content_hash: Mapped[str] = mapped_column(String(64))

@@ -6,6 +6,7 @@ carries what it assumes as a condition that is evaluated once, and returns
 nothing where it no longer holds.  Then, and only then, the space is asked for.
 """
 
+from collections import OrderedDict
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final, cast
@@ -57,23 +58,26 @@ class Space:
         """What the conditions below take."""
         return {} if self.id is None else {"space_id": self.id}
 
-    def check_model(self, model: str | None, field: str = "embedding_model") -> None:
-        """Refuse vectors of another model, once there is one model only.
+    def check(self, embedding: pgvector.Vector, model: str | None) -> None:
+        """Refuse a vector that is not of this space.
 
         Raises:
-            InvalidInputError: naming both.
-        """
-        if self.id is not None and model is not None and model != self.embedding_model:
-            raise InvalidInputError(field, model, f"must be {self}")
-
-    def check_dimensions(self, embedding: pgvector.Vector, field: str = "embedding") -> None:
-        """Refuse a vector of another length.
-
-        Raises:
-            InvalidInputError: naming both.
+            InvalidInputError: another length, or another model by name; naming the right one.
         """
         if (given := embedding.dimensions()) != self.dimensions:
-            raise InvalidInputError(field, f"{given} numbers", f"must have exactly {self}")
+            raise InvalidInputError("embedding", f"{given} numbers", f"must have exactly {self}")
+        if self.id is not None and model is not None and model != self.embedding_model:
+            raise InvalidInputError("embedding_model", model, f"must be another: vectors have {self}")
+
+    def check_written(self, embedding: pgvector.Vector, model: str | None) -> None:
+        """Refuse a vector that is not of this space, or that only its name can tell from one of the model before.
+
+        Raises:
+            InvalidInputError: as check(), or no model is named.
+        """
+        self.check(embedding, model)
+        if self.id is not None and model is None and self.dimensions == EMBEDDING_DIMENSIONS:
+            raise InvalidInputError("embedding_model", None, f"is required: vectors have {self}")
 
     def __str__(self) -> str:
         """Say the rule that a vector breaks."""
@@ -85,22 +89,34 @@ class Space:
 AT_HOME: Final = Space()
 
 
+# Organizations that a process remembers; what is forgotten is asked for again.
+_REMEMBERED = 10_000
+
+
 class Beliefs:
-    """What one engine's process has heard of organizations; the rest have never moved."""
+    """What one engine's process has heard of organizations; the rest have never moved, as far as it knows."""
 
     def __init__(self) -> None:
-        self._heard: dict[UUID, Space] = {}
+        self._heard: OrderedDict[UUID, Space] = OrderedDict()
 
     def of(self, org_id: UUID) -> Space:
         """Return what is believed."""
         return self._heard.get(org_id, AT_HOME)
 
+    def heard(self, org_id: UUID) -> bool:
+        """Tell whether the organization was ever asked about."""
+        return org_id in self._heard
+
     def hear(self, org_id: UUID, space: Space) -> None:
-        """Believe something else; only organizations that moved are remembered."""
-        if space.id is None:
-            self._heard.pop(org_id, None)
-        else:
-            self._heard[org_id] = space
+        """Believe something else."""
+        self._heard[org_id] = space
+        self._heard.move_to_end(org_id)
+        while len(self._heard) > _REMEMBERED:
+            self._heard.popitem(last=False)
+
+    def forget(self, org_id: UUID) -> None:
+        """Believe nothing."""
+        self._heard.pop(org_id, None)
 
 
 _by_engine: "WeakKeyDictionary[object, Beliefs]" = WeakKeyDictionary()
@@ -117,13 +133,13 @@ _ACTIVE = EmbeddingSpace.status == literal_column(f"'{SpaceStatus.ACTIVE.value}'
 
 
 @cache
-def now_active() -> Select[UUID | None, str | None, int, bool]:
+def now_active() -> Select[UUID, bool, str | None, int, bool]:
     """Return an organization's active space, and whether there are others; no row where it never moved."""
     other = exists().where(EmbeddingSpace.org_id == ORG, ~_ACTIVE).correlate(None)
-    found = select(
+    found: Any = select(
         EmbeddingSpace.id, EmbeddingSpace.in_memories, EmbeddingSpace.embedding_model, EmbeddingSpace.dimensions, other
     )
-    return cast("Any", found.where(EmbeddingSpace.org_id == ORG, _ACTIVE))
+    return cast("Select[UUID, bool, str | None, int, bool]", found.where(EmbeddingSpace.org_id == ORG, _ACTIVE))
 
 
 def holds(beside: int | None) -> ColumnElement[bool]:
@@ -131,19 +147,10 @@ def holds(beside: int | None) -> ColumnElement[bool]:
 
     No column of the query's own tables is in it: it is evaluated once, before any row is read.
     """
-    space = select(literal_column("1")).where(EmbeddingSpace.org_id == ORG, _ACTIVE)
+    space: Any = select(literal_column("1")).where(EmbeddingSpace.org_id == ORG, _ACTIVE)
     if beside is None:
-        return ~space.where(EmbeddingSpace.in_memories.is_(False)).correlate(None).exists()
-    return space.where(EmbeddingSpace.id == _SPACE).correlate(None).exists()
-
-
-HOLDS_SQL = {
-    # The same for statements in text.
-    False: "NOT EXISTS (SELECT FROM ibex_core.embedding_spaces s "
-    "WHERE s.org_id = :org_id AND s.status = 'active' AND NOT s.in_memories)",
-    True: "EXISTS (SELECT FROM ibex_core.embedding_spaces s "
-    "WHERE s.org_id = :org_id AND s.status = 'active' AND s.id = :space_id)",
-}
+        return cast("ColumnElement[bool]", ~space.where(EmbeddingSpace.in_memories.is_(False)).correlate(None).exists())
+    return cast("ColumnElement[bool]", space.where(EmbeddingSpace.id == _SPACE).correlate(None).exists())
 
 
 def query(beside: int | None) -> Any:

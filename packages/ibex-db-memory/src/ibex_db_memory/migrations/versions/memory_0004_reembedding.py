@@ -98,6 +98,54 @@ BEGIN
 END $$
 """
 
+# Whoever wrote on the old belief is told, and not obeyed: asked in the trigger
+# that each INSERT fires anyway, once a statement.  It runs after the foreign
+# key's check of the organization, for which cut_over() lets nobody through, and
+# sees what was committed meanwhile.
+_REFUSE_LATE = """
+    -- What the writer believed of the organization's vectors no longer holds: cut_over() was there first.
+    IF EXISTS (SELECT FROM ibex_core.embedding_spaces s WHERE s.status = 'active' AND NOT s.in_memories)
+        AND EXISTS (SELECT FROM added a JOIN ibex_core.embedding_spaces s ON s.org_id = a.org_id
+            WHERE s.status = 'active' AND NOT s.in_memories AND a.embedding IS NOT NULL) THEN
+        RAISE EXCEPTION 'the organization moved to another embedding model: give that one''s vector, and its name'
+            USING ERRCODE = '23514', CONSTRAINT = 'memories_embedding_space',
+                TABLE = TG_TABLE_NAME, SCHEMA = TG_TABLE_SCHEMA;
+    END IF;"""
+
+_FIRST_VERSION = """
+CREATE OR REPLACE FUNCTION ibex_core.memories_first_version() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN{refuse_late}
+    INSERT INTO ibex_core.memory_versions (org_id, memory_id, version_num, operation,
+        content, category, status, confidence, metadata, change_reason, changed_by)
+    SELECT org_id, id, 1, COALESCE(NULLIF(current_setting('app.change_operation', true), ''), 'created'),
+        content, category, status, confidence, metadata,
+        NULLIF(current_setting('app.change_reason', true), ''),
+        NULLIF(current_setting('app.changed_by', true), '')::uuid
+    FROM added
+    ON CONFLICT (org_id, memory_id, version_num) DO NOTHING;
+    RETURN NULL;
+END $$
+"""
+
+_VECTORS_REFUSE_LATE = """
+CREATE FUNCTION ibex_core.memory_vectors_refuse_late() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF EXISTS (SELECT FROM added a WHERE a.embedding IS NOT NULL AND NOT EXISTS (
+            SELECT FROM ibex_core.embedding_spaces s
+            WHERE s.org_id = a.org_id AND s.id = a.space_id AND s.status = 'active')) THEN
+        RAISE EXCEPTION 'the organization moved to another embedding model: give that one''s vector, and its name'
+            USING ERRCODE = '23514', CONSTRAINT = 'memory_vectors_embedding_space',
+                TABLE = TG_TABLE_NAME, SCHEMA = TG_TABLE_SCHEMA;
+    END IF;
+    RETURN NULL;
+END $$
+"""
+_VECTORS_TRIGGER = """
+CREATE TRIGGER memory_vectors_after_insert AFTER INSERT ON ibex_core.memory_vectors
+    REFERENCING NEW TABLE AS added
+    FOR EACH STATEMENT EXECUTE FUNCTION ibex_core.memory_vectors_refuse_late()
+"""
+
 
 def upgrade() -> None:
     """Make both tables, empty: no row of memories is touched."""
@@ -117,10 +165,17 @@ def upgrade() -> None:
     for table, touched in (("embedding_spaces", True), ("memory_vectors", False)):
         for statement in secure(table, touched=touched):
             op.execute(statement)
+    op.execute(_FIRST_VERSION.format(refuse_late=_REFUSE_LATE))
+    op.execute(_VECTORS_REFUSE_LATE)
+    op.execute(_VECTORS_TRIGGER)
     op.execute("SET LOCAL ROLE NONE")
 
 
 def downgrade() -> None:
     """Drop both."""
+    op.execute(f"SET LOCAL ROLE {OWNER_ROLE}")
+    op.execute(_FIRST_VERSION.format(refuse_late=""))
+    op.execute("SET LOCAL ROLE NONE")
     op.execute("DROP TABLE ibex_core.memory_vectors")
     op.execute("DROP TABLE ibex_core.embedding_spaces")
+    op.execute("DROP FUNCTION ibex_core.memory_vectors_refuse_late()")
