@@ -107,7 +107,11 @@ _REFUSE_LATE = """
     IF EXISTS (SELECT FROM ibex_core.embedding_spaces s WHERE s.status = 'active' AND NOT s.in_memories)
         AND EXISTS (SELECT FROM added a JOIN ibex_core.embedding_spaces s ON s.org_id = a.org_id
             WHERE s.status = 'active' AND NOT s.in_memories AND a.embedding IS NOT NULL) THEN
-        RAISE EXCEPTION 'the organization moved to another embedding model: give that one''s vector, and its name'
+        RAISE EXCEPTION 'vectors have % dimensions, of %: the organization moved to that model',
+            (SELECT s.dimensions FROM ibex_core.embedding_spaces s JOIN added a ON s.org_id = a.org_id
+                WHERE s.status = 'active' LIMIT 1),
+            (SELECT s.embedding_model FROM ibex_core.embedding_spaces s JOIN added a ON s.org_id = a.org_id
+                WHERE s.status = 'active' LIMIT 1)
             USING ERRCODE = '23514', CONSTRAINT = 'memories_embedding_space',
                 TABLE = TG_TABLE_NAME, SCHEMA = TG_TABLE_SCHEMA;
     END IF;"""
@@ -133,7 +137,11 @@ BEGIN
     IF EXISTS (SELECT FROM added a WHERE a.embedding IS NOT NULL AND NOT EXISTS (
             SELECT FROM ibex_core.embedding_spaces s
             WHERE s.org_id = a.org_id AND s.id = a.space_id AND s.status = 'active')) THEN
-        RAISE EXCEPTION 'the organization moved to another embedding model: give that one''s vector, and its name'
+        RAISE EXCEPTION 'vectors have % dimensions, of %: the organization moved to that model',
+            (SELECT s.dimensions FROM ibex_core.embedding_spaces s JOIN added a ON s.org_id = a.org_id
+                WHERE s.status = 'active' LIMIT 1),
+            (SELECT s.embedding_model FROM ibex_core.embedding_spaces s JOIN added a ON s.org_id = a.org_id
+                WHERE s.status = 'active' LIMIT 1)
             USING ERRCODE = '23514', CONSTRAINT = 'memory_vectors_embedding_space',
                 TABLE = TG_TABLE_NAME, SCHEMA = TG_TABLE_SCHEMA;
     END IF;

@@ -140,14 +140,14 @@ class Mover(Spaces):
         for space in spaces.values():
             if (space.embedding_model, space.dimensions) == (model, dimensions):
                 return space
+        if model is None:
+            raise InvalidInputError("embedding_model", None, "must name the model to move to")
         if len(spaces) > 1:
             other = spaces.get(SpaceStatus.FILLING) or spaces[SpaceStatus.RETIRED]
             way_out = "cut_over() and finish(), or roll_back()" if other.status is SpaceStatus.FILLING else "finish()"
             raise IllegalTransitionError(
                 f"embedding model {other.embedding_model}", other.status.value, f"second to {model}", f"{way_out} first"
             )
-        if model is None:
-            raise InvalidInputError("embedding_model", None, "must name the model to move to")
         if not spaces:
             home = EmbeddingSpace(
                 org_id=self._tenant,

@@ -27,7 +27,7 @@ _DROP = text("DELETE FROM ibex_core.memory_vectors WHERE org_id = :org_id AND id
 _PUT = text(
     """
     INSERT INTO ibex_core.memory_vectors (org_id, space_id, id, content_hash, dimensions, embedding)
-    SELECT m.org_id, :space_id, m.id, m.content_hash, vector_dims(:embedding), :embedding
+    SELECT m.org_id, :space_id, m.id, m.content_hash, vector_dims(CAST(:embedding AS vector)), CAST(:embedding AS vector)
     FROM ibex_core.memories m WHERE m.org_id = :org_id AND m.id = :id
     """
 ).bindparams(
@@ -145,7 +145,7 @@ class Spaces(BaseRepository[Memory]):
         """Say it as every other vector that does not fit is told; the next time the space is asked for."""
         if exc.constraint in _TOO_LATE:
             self._beliefs.forget(self._tenant)
-            raise InvalidInputError("embedding", "a vector of the model before", str(exc)) from exc
+            raise InvalidInputError("embedding", "a vector of the model before", f"comes too late: {exc}") from exc
 
 
 def _all_fit(space: Space, vectors: Sequence[tuple[pgvector.Vector, str | None]]) -> Space:
