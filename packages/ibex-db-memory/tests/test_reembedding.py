@@ -1,8 +1,10 @@
 """Moving an organization to another embedding model: 384 numbers to 768, while searches and writers go on."""
 
 import asyncio
+import sys
 import zlib
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
@@ -13,11 +15,13 @@ from homes import Home
 
 from ibex_db_core.database import Database
 from ibex_db_core.errors import IllegalTransitionError, InvalidInputError, RuleViolationError
+from ibex_db_core.provisioning import SERVICE_LOGIN
 from ibex_db_core.testing import TestDatabase
 from ibex_db_memory import Hits, Memory, MemoryRepository, Reembedding, SpaceStatus
 from ibex_db_tenancy import Organization, OrganizationRepository
 
 Vectors = list[list[float]]
+Sent = Callable[[], AbstractContextManager[list[str]]]
 
 
 def made(content: str, dimensions: int, salt: int = 0) -> list[float]:
@@ -43,16 +47,12 @@ async def embed_old(contents: list[str]) -> Vectors:
     return [old(content) for content in contents]
 
 
-BGE = {"embedding_model": "bge", "dimensions": 768}
-MINI = {"embedding_model": "mini", "dimensions": 384}
-
-
 async def keep(
     database: Database,
     home: Home,
     contents: Sequence[str],
     vector: Callable[[str], list[float]] = old,
-    model: str = "mini",
+    model: str | None = "mini",
 ) -> list[UUID]:
     async with database.tenant(home.org_id) as session:
         done = await MemoryRepository(session).remember_many(
@@ -121,11 +121,11 @@ async def test_searches_find_everything_before_during_and_after_and_never_in_two
 
 
 async def test_an_organization_that_never_moved_has_no_row_and_its_statements_are_as_many(
-    ibex_db: Database, home: Home, move: Reembedding, sent: Callable[[], object]
+    ibex_db: Database, home: Home, move: Reembedding, sent: Sent
 ) -> None:
     await keep(ibex_db, home, CONTENTS[:1])
     await found(ibex_db, home, old("?"))
-    with sent() as statements:  # type: ignore[attr-defined]
+    with sent() as statements:
         await found(ibex_db, home, old("?"))
 
     assert len(statements) == 1
@@ -161,7 +161,8 @@ async def test_what_is_written_during_the_move_is_embedded_too(
     assert (status.filled, status.lacking, done) == (29, 0, 29)
     assert said(await found(ibex_db, home, new("Said in between.")))[0] == "Said in between."
     again = await found(ibex_db, home, new("Said anew."), limit=100)
-    assert (said(again)[0], len(again), again[0].similarity) == ("Said anew.", 29, pytest.approx(1, abs=1e-5))
+    assert (said(again)[0], len(again)) == ("Said anew.", 29)
+    assert again[0].similarity == pytest.approx(1, abs=1e-5)
     assert len(ids) == 30
 
 
@@ -272,9 +273,9 @@ async def test_cut_over_waits_for_a_writer_under_way_and_the_next_writer_waits_f
 
     async with ibex_db.tenant(home.org_id) as session:
         await session.connection()
-        # A cutover that has not committed holds the organization; the writer has read the old space by then.
+        # A cutover that is not committed yet holds the organization; the writer has read the old space by then.
         async with small_pool.tenant(home.org_id) as other:
-            await move._switch(other, SpaceStatus.FILLING)  # type: ignore[attr-defined]
+            await move._switch(other, SpaceStatus.FILLING)  # pyright: ignore[reportPrivateUsage]
             writing = asyncio.create_task(
                 MemoryRepository(session).remember(
                     agent_id=home.agent_id, content="Too late.", category="factual", embedding=old("Too late.")
@@ -323,7 +324,8 @@ async def test_writers_and_searches_go_on_through_a_whole_move_and_nothing_is_lo
                     hits = await found(ibex_db, home, vector(wanted), limit=1)
                 except InvalidInputError:
                     continue
-                assert (said(hits), hits[0].similarity) == ([wanted], pytest.approx(1, abs=1e-5))
+                assert said(hits) == [wanted]
+                assert hits[0].similarity == pytest.approx(1, abs=1e-5)
                 searched.append(wanted)
                 break
             else:
@@ -355,7 +357,7 @@ async def test_writers_and_searches_go_on_through_a_whole_move_and_nothing_is_lo
 async def test_many_workers_share_the_work_and_embed_nothing_twice(
     ibex_db: Database, home: Home, move: Reembedding
 ) -> None:
-    await keep(ibex_db, home, CONTENTS * 1)
+    await keep(ibex_db, home, CONTENTS)
     embedded: list[str] = []
 
     async def embed(contents: list[str]) -> Vectors:
@@ -392,8 +394,6 @@ async def main():
 
 asyncio.run(main())
 """
-    import sys
-
     worker = await asyncio.create_subprocess_exec(sys.executable, "-c", program)
     assert await worker.wait() == -9
     status = await move.status()
@@ -430,7 +430,11 @@ async def test_a_worker_whose_model_fails_gives_its_batch_back(
 
     assert (
         await move.fill(
-            embed_new, embedding_model="bge", dimensions=768, batch_size=3, progress=lambda *p: told.append(p)
+            embed_new,
+            embedding_model="bge",
+            dimensions=768,
+            batch_size=3,
+            progress=lambda done, of: told.append((done, of)),
         )
         == 4
     )
@@ -719,6 +723,4 @@ async def test_the_database_holds_a_vector_to_its_space(
 
 
 def _login(database: TestDatabase) -> str:
-    from ibex_db_core.provisioning import SERVICE_LOGIN
-
     return database.cluster.url(database.name, user=SERVICE_LOGIN).render_as_string(hide_password=False)

@@ -147,7 +147,7 @@ def holds(beside: int | None) -> ColumnElement[bool]:
 
     No column of the query's own tables is in it: it is evaluated once, before any row is read.
     """
-    space: Any = select(literal_column("1")).where(EmbeddingSpace.org_id == ORG, _ACTIVE)
+    space: Any = select(literal_column("1", Integer())).where(EmbeddingSpace.org_id == ORG, _ACTIVE)
     if beside is None:
         return cast("ColumnElement[bool]", ~space.where(EmbeddingSpace.in_memories.is_(False)).correlate(None).exists())
     return cast("ColumnElement[bool]", space.where(EmbeddingSpace.id == _SPACE).correlate(None).exists())

@@ -27,7 +27,8 @@ _DROP = text("DELETE FROM ibex_core.memory_vectors WHERE org_id = :org_id AND id
 _PUT = text(
     """
     INSERT INTO ibex_core.memory_vectors (org_id, space_id, id, content_hash, dimensions, embedding)
-    SELECT m.org_id, :space_id, m.id, m.content_hash, vector_dims(CAST(:embedding AS vector)), CAST(:embedding AS vector)
+    SELECT m.org_id, :space_id, m.id, m.content_hash,
+        vector_dims(CAST(:embedding AS vector)), CAST(:embedding AS vector)
     FROM ibex_core.memories m WHERE m.org_id = :org_id AND m.id = :id
     """
 ).bindparams(
