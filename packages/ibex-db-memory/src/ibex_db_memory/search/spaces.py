@@ -14,7 +14,19 @@ from uuid import UUID
 from weakref import WeakKeyDictionary
 
 import pgvector
-from sqlalchemy import ColumnElement, Integer, Select, Uuid, bindparam, cast as sql_cast, exists, literal_column, select
+from sqlalchemy import (
+    ColumnElement,
+    Integer,
+    Select,
+    Uuid,
+    bindparam,
+    cast as sql_cast,
+    exists,
+    false,
+    func,
+    literal_column,
+    select,
+)
 
 from ibex_db_core.errors import InvalidInputError
 from ibex_db_core.types import Vector
@@ -185,7 +197,9 @@ def present(beside: int | None) -> list[ColumnElement[bool]]:
         MemoryVector.dimensions == literal_column(str(beside), Integer()),
         MemoryVector.embedding.is_not(None),
         MemoryVector.id == Memory.id,
-        MemoryVector.content_hash == Memory.content_hash,
+        # Inside COALESCE the planner takes it for what it is, true of most rows: as one more key of the join it
+        # made it expect a single row, and sort the whole scope rather than ask the vector index.
+        func.coalesce(MemoryVector.content_hash == Memory.content_hash, false()),
     ]
 
 
