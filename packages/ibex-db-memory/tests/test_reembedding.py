@@ -12,9 +12,16 @@ import asyncpg
 import numpy as np
 import pytest
 from homes import Home
+from sqlalchemy import text
 
 from ibex_db_core.database import Database
-from ibex_db_core.errors import IllegalTransitionError, InvalidInputError, RuleViolationError
+from ibex_db_core.errors import (
+    AccessDeniedError,
+    ForeignKeyError,
+    IllegalTransitionError,
+    InvalidInputError,
+    RuleViolationError,
+)
 from ibex_db_core.provisioning import SERVICE_LOGIN
 from ibex_db_core.testing import TestDatabase
 from ibex_db_memory import Hits, Memory, MemoryRepository, Reembedding, SpaceStatus
@@ -693,6 +700,37 @@ async def test_a_move_is_one_organizations_alone(
         hits = await found(ibex_db, one, new(CONTENTS[0]), limit=100)
         assert {hit.memory.org_id for hit in hits} == {one.org_id}
         assert len(hits) == 30
+
+
+async def test_no_other_organizations_spaces_and_vectors_are_seen_changed_or_pointed_at(
+    ibex_db: Database, home: Home, other_home: Home, owner: asyncpg.Connection
+) -> None:
+    await moved(ibex_db, home)
+    theirs = await moved(ibex_db, other_home)
+    space = await owner.fetchval(
+        "SELECT id FROM ibex_core.embedding_spaces WHERE org_id = $1 AND status = 'active'", other_home.org_id
+    )
+    for table, rows in (("embedding_spaces", 2), ("memory_vectors", 30)):
+        # There is something to leak: the superuser sees both.
+        assert await owner.fetchval(f"SELECT count(*) FROM ibex_core.{table}") == 2 * rows
+        async with ibex_db.tenant(home.org_id) as session:
+            seen = (await session.execute(text(f"SELECT DISTINCT org_id FROM ibex_core.{table}"))).scalars().all()
+            assert seen == [home.org_id]
+            where = {"org_id": other_home.org_id}
+            for statement in (
+                f"UPDATE ibex_core.{table} SET dimensions = dimensions WHERE org_id = :org_id RETURNING 1",
+                f"DELETE FROM ibex_core.{table} WHERE org_id = :org_id RETURNING 1",
+            ):
+                assert (await session.execute(text(statement), where)).all() == []
+    insert = text(
+        "INSERT INTO ibex_core.memory_vectors (org_id, space_id, id, content_hash, dimensions, claimed_until) "
+        "VALUES (:org_id, :space_id, :id, 'x', 768, now())"
+    )
+    # As theirs: the policy.  As ours, of their memory and in their space: the foreign keys.
+    for org_id, refused in ((other_home.org_id, AccessDeniedError), (home.org_id, ForeignKeyError)):
+        with pytest.raises(refused):
+            async with ibex_db.tenant(home.org_id) as session:
+                await session.execute(insert, {"org_id": org_id, "space_id": space, "id": theirs[0]})
 
 
 async def test_erasing_the_organization_erases_both_models_vectors(

@@ -21,7 +21,8 @@ class MemoryDraft:
     """One memory to be, as remember_many takes it; the fields are those of Memory.
 
     Attributes:
-        embedding: one vector, shape (384,), float32, need not be normalised; None is found by no vector search.
+        embedding: one vector, of the organization's dimension (384 unless it moved to another model), float32,
+            need not be normalised; None is found by no vector search.
         category: how the memory fades and is filtered; a member or its value.
         tags: each is normalised.
         id: made by the client where it must be known before; None makes one.

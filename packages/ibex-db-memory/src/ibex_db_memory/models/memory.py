@@ -62,7 +62,8 @@ class Memory(OrgScoped, SoftDeleted, Timestamped, Base):
         content: 1 to 8192 characters; setting it sets content_hash.
         content_hash: SHA-256 of the normalised content (see ibex_db_memory.content); never set by hand.
         embedding: one vector, shape (384,), float32, need not be normalised; read only when
-            asked for, with ``undefer(Memory.embedding)``.
+            asked for, with ``undefer(Memory.embedding)``.  Of an organization that moved to another model:
+            what is left of the model before; MemoryRepository.embeddings() reads what searches read.
         embedding_model: which model made the vector; vectors of two models do not compare.
         confidence: how sure the source is, in [0, 1], three decimals.
         usefulness_score: what feedback says of it, in [0, 1], three decimals.

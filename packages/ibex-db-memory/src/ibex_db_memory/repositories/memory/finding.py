@@ -63,7 +63,8 @@ class Finding(Wording):
         (ibex_db_memory.search.fusion).
 
         Args:
-            embedding: the query, shape (384,), of the model that made the memories' vectors.
+            embedding: the query, of the model that made the memories' vectors; shape (384,) unless the
+                organization moved to another (ibex_db_memory.reembedding).
             text: the query in words, 1 to 4096 characters; quotes and operators are words like others.
             agent_id: one agent or several; None: all of the organization.
             limit: how many hits, 1 to 1000.
@@ -85,8 +86,8 @@ class Finding(Wording):
             explain: also return how each leg judged each hit.
 
         Raises:
-            InvalidInputError: neither embedding nor text; a value that breaks its rule; or hits whose
-                vectors come from several models.
+            InvalidInputError: neither embedding nor text; a value that breaks its rule; a vector of another model
+                than the organization's, naming that; or hits whose vectors come from several models.
             TenantMissingError: a text on a platform session: words are found inside one tenant only.
 
         Example:
@@ -145,7 +146,7 @@ class Finding(Wording):
         """Return the near duplicates of a vector: active memories at or above a cosine similarity, best first.
 
         Args:
-            embedding: shape (384,).
+            embedding: shape (384,) unless the organization moved to another model.
             threshold: cosine similarity, in [-1, 1].
             agent_id: one agent or several; None: all of the organization.
             limit: how many at most, 1 to 1000.

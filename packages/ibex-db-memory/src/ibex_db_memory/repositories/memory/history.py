@@ -90,7 +90,7 @@ class History(Spaces, Changes):
         Args:
             ident: the memory.
             version_num: from 1.
-            embedding: the vector of that version's content, shape (384,).
+            embedding: the vector of that version's content, of the organization's model, shape (384,) unless it moved.
             reason: for the version history; the step itself is a version, too, unless it changes nothing.
             actor: who decided, for the version history.
 

@@ -118,7 +118,8 @@ class Writing(Finding):
             agent_id: whose memory it is.
             content: 1 to 8192 characters.
             category: what kind of thing it says.
-            embedding: shape (384,), float32, need not be normalised; None is found by no vector search.
+            embedding: shape (384,), or the dimensions of the model that the organization moved to; float32, need
+                not be normalised; None is found by no vector search.
             embedding_model: which model made the vector.
             source: how it came to be.
             status: ACTIVE or PENDING_REVIEW, as a rule; only active memories have duplicates.
