@@ -208,7 +208,7 @@ def test_one_partition_is_read_and_the_vector_index_in_a_large_scope_only(
     read = {node["Relation Name"] for node in nodes if "Relation Name" in node}
     # And the one row that tells whether the organization has moved to another model, looked for once.
     assert len(read - {"embedding_spaces"}) == 1
-    assert any("embedding" in node.get("Index Name", "") for node in nodes) is index
+    assert any("_embedding" in node.get("Index Name", "") for node in nodes) is index
 
 
 def test_a_rare_tag_in_a_large_scope_loses_no_rows(table: Table) -> None:
