@@ -31,6 +31,7 @@ from ibex_db_core.identity import Authenticator, TokenIdentity, load_authenticat
 from ibex_db_core.migrations import Migrator, Revision
 from ibex_db_core.policies import APP_ROLE, OWNER_ROLE, PLATFORM_ROLE, SEARCH_ROLE
 from ibex_db_core.provisioning import DATABASE, PLATFORM_LOGIN, SERVICE_LOGIN, Cluster
+from ibex_db_core.signing import KEY_VARIABLE, SigningKey
 from ibex_db_core.tenant import ScopedSession, scope, set_tenant
 from ibex_db_core.translation import translate
 from ibex_db_core.url import parse
@@ -62,6 +63,11 @@ class Database:
         step_down: accept a superuser or owner login by stepping down to ibex_app in
             each transaction.  For development: SQL could still RESET ROLE.
         settings: pool, timeouts, application name; see EngineSettings.
+        signing_key: 64 hexadecimal digits.  Each tenant transaction carries a signature made with it, which a
+            database with signing on demands; see docs/how-to/signed-tenants.md.
+
+    Raises:
+        ConfigurationError: a URL, a setting or a key that cannot be used, or a key together with step_down.
     """
 
     def __init__(
@@ -72,7 +78,14 @@ class Database:
         owner_url: str | URL | None = None,
         step_down: bool = False,
         settings: EngineSettings | None = None,
+        signing_key: str | None = None,
     ) -> None:
+        self._key = SigningKey(signing_key) if signing_key is not None else None
+        if step_down and self._key is not None:
+            raise ConfigurationError(
+                "step_down and a signing key contradict each other: SQL that can RESET ROLE needs no signature; "
+                f"connect as a login that is only a member of {APP_ROLE}, or leave {KEY_VARIABLE} out"
+            )
         self._settings = settings or EngineSettings()
         self._url = parse(url)
         self._platform_url = parse(platform_url) if platform_url is not None else None
@@ -88,7 +101,9 @@ class Database:
 
     @classmethod
     def from_env(cls, *, url: str | None = None, settings: EngineSettings | None = None) -> Self:
-        """Read IBEX_DATABASE_URL, IBEX_PLATFORM_URL, IBEX_OWNER_URL, IBEX_STEP_DOWN; embedded where no URL is set.
+        """Read IBEX_DATABASE_URL, IBEX_PLATFORM_URL, IBEX_OWNER_URL, IBEX_STEP_DOWN, IBEX_SIGNING_KEY.
+
+        Embedded where no URL is set.
 
         Args:
             url: takes the place of IBEX_DATABASE_URL, and of the two other addresses with
@@ -97,26 +112,34 @@ class Database:
         """
         address = os.environ.get("IBEX_DATABASE_URL", "").strip() if url is None else url
         if not address and url is None:
-            return cls.embedded(settings=settings)
+            return cls.embedded(settings=settings, signing_key=os.environ.get(KEY_VARIABLE, "").strip() or None)
         return cls(
             address,
             platform_url=os.environ.get("IBEX_PLATFORM_URL") or None if url is None else None,
             owner_url=os.environ.get("IBEX_OWNER_URL") or None if url is None else None,
             step_down=os.environ.get("IBEX_STEP_DOWN", "").lower() in {"1", "true", "yes"},
             settings=settings,
+            signing_key=os.environ.get(KEY_VARIABLE, "").strip() or None,
         )
 
     @classmethod
-    def embedded(cls, path: str | Path | None = None, *, settings: EngineSettings | None = None) -> Self:
+    def embedded(
+        cls,
+        path: str | Path | None = None,
+        *,
+        settings: EngineSettings | None = None,
+        signing_key: str | None = None,
+    ) -> Self:
         """Use the Postgres of the ``embedded`` extra.
 
         Args:
             path: where its data is kept; None is the user's data folder.
             settings: pool, timeouts, application name.
+            signing_key: as for Database.
         """
         from ibex_db_core.embedded import EmbeddedPostgres
 
-        database = cls("postgresql:///ibex", settings=settings)
+        database = cls("postgresql:///ibex", settings=settings, signing_key=signing_key)
         database._embedded = EmbeddedPostgres(path)
         return database
 
@@ -136,7 +159,7 @@ class Database:
                 raise ConfigurationError(
                     "the embedded Postgres starts on `async with` or open(): its address is unknown before"
                 )
-            self._engine = create_engine(self._url, self._settings)
+            self._engine = create_engine(self._url, self._settings, self._key)
         return self._engine
 
     async def open(self) -> Self:
@@ -152,7 +175,7 @@ class Database:
                 self._url = parse(cluster.url(DATABASE, user=SERVICE_LOGIN))
                 self._platform_url = parse(cluster.url(DATABASE, user=PLATFORM_LOGIN))
                 self._owner_url = parse(cluster.url(DATABASE))
-                self._engine = create_engine(self._url, self._settings)
+                self._engine = create_engine(self._url, self._settings, self._key)
         return self
 
     async def close(self) -> None:

@@ -13,6 +13,8 @@ from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
+from ibex_db_core.errors import SignatureLateError
+from ibex_db_core.signing import Signer, SigningKey
 from ibex_db_core.tenant import FoldedConnection
 from ibex_db_core.translation import translate
 from ibex_db_core.types import BINARY_VECTORS
@@ -85,8 +87,14 @@ class EngineSettings:
         return replace(self, pool_size=1, max_overflow=0, statement_timeout=0, lock_timeout=0, idle_timeout=0)
 
 
-def create_engine(address: Address, settings: EngineSettings) -> AsyncEngine:
-    """Make an engine; nothing is opened yet."""
+def create_engine(address: Address, settings: EngineSettings, key: SigningKey | None = None) -> AsyncEngine:
+    """Make an engine; nothing is opened yet.
+
+    Args:
+        address: of the database, and the login.
+        settings: pool, timeouts, application name.
+        key: its tenant sessions are signed with this.
+    """
 
     async def connect() -> asyncpg.Connection:
         options: dict[str, Any] = {
@@ -98,9 +106,14 @@ def create_engine(address: Address, settings: EngineSettings) -> AsyncEngine:
         name = address.url.query.get("application_name", settings.application_name)
         options["server_settings"] = {"application_name": name, **options.get("server_settings", {})}
         try:
-            connection: asyncpg.Connection = await asyncpg.connect(address.dsn, **options)
+            connection: FoldedConnection = await asyncpg.connect(address.dsn, **options)
             if settings.each_connection:
                 await connection.execute(settings.each_connection)
+            if key is not None:
+                # Behind PgBouncer the backend changes from transaction to transaction.
+                connection.signer = Signer(key, asks=settings.behind_pgbouncer)
+                if not connection.signer.asks:
+                    await connection.signer.learn(connection)
         except Exception as exc:
             # SQLAlchemy lets what a creator raises pass as it is: no handle_error event.
             if (ours := translate(exc)) is None:
@@ -165,5 +178,8 @@ def _translate(context: ExceptionContext) -> None:
     if compiled:
         parameters = cast("Mapping[str, object]", compiled[0]) if len(compiled) == 1 else None
     ours = translate(found, parameters)
+    if isinstance(ours, SignatureLateError):
+        # Its clock is not what it was when the connection was made: the next one looks again.
+        context.is_disconnect, context.invalidate_pool_on_disconnect = True, False
     if ours is not None:
         raise ours

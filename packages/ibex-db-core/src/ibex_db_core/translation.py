@@ -31,6 +31,8 @@ from ibex_db_core.errors import (
     PoolExhaustedError,
     RuleViolationError,
     SerializationError,
+    SignatureError,
+    SignatureLateError,
     StatementTimeoutError,
     TenantError,
 )
@@ -44,6 +46,8 @@ _Told = type[
     | ForeignKeyError
     | RuleViolationError
     | SerializationError
+    | SignatureError
+    | SignatureLateError
     | StatementTimeoutError
     | ConnectionLostError
 ]
@@ -64,6 +68,12 @@ _BY_STATE: dict[str, tuple[_Told, str]] = {
     "28000": (DatabaseError, "check the login of the URL, and pg_hba.conf"),
     "28P01": (DatabaseError, "check user and password of the URL"),
     "3D000": (DatabaseError, "name a database that exists, or create it"),
+    "IB001": (
+        SignatureError,
+        "give the service the key that `ibex-db sign --status` names, as signing_key or IBEX_SIGNING_KEY; with the "
+        "right key, somebody else's SQL set the tenant",
+    ),
+    "IB002": (SignatureLateError, "run it again: db.run() does, on a connection that reads the server's clock anew"),
     "57014": (StatementTimeoutError, "narrow the statement, or raise statement_timeout"),
 }
 # 08xxx: the connection broke; 57P01..3: the server is going down or coming up; 25P03/25P04: the server
