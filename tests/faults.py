@@ -409,7 +409,9 @@ ROLES = [
         "role-missing",
         "ibex_search",
         "ALTER ROLE ibex_search RENAME TO doctor_gone",
-        frozenset({"function-public", "policy-changed", "grant-column", "grant-missing", "schema-usage", "function-owner"}),
+        frozenset(
+            {"function-public", "policy-changed", "grant-column", "grant-missing", "schema-usage", "function-owner"}
+        ),
     ),
     Fault(
         "role-membership", "ibex_app in ibex_platform", "GRANT ibex_platform TO ibex_app", frozenset({"login-mixes"})

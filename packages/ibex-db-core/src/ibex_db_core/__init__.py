@@ -31,6 +31,8 @@ from ibex_db_core.errors import (
     PoolExhaustedError,
     RuleViolationError,
     SerializationError,
+    SignatureError,
+    SignatureLateError,
     StatementTimeoutError,
     TenantError,
     TenantMismatchError,
@@ -39,7 +41,7 @@ from ibex_db_core.errors import (
     UnsafeRoleError,
 )
 from ibex_db_core.identity import TokenIdentity, TokenKind
-from ibex_db_core.migrations import Migrator, Revision
+from ibex_db_core.migrations import Migrator, Revision, Signing
 from ibex_db_core.pages import Page
 from ibex_db_core.repository import BaseRepository
 from ibex_db_core.steps import SteppedRepository
@@ -79,6 +81,9 @@ __all__ = [
     "RuleViolationError",
     "ScopedSession",
     "SerializationError",
+    "SignatureError",
+    "SignatureLateError",
+    "Signing",
     "SoftDeleted",
     "StatementTimeoutError",
     "SteppedRepository",
