@@ -106,7 +106,7 @@ def create_engine(address: Address, settings: EngineSettings, key: SigningKey | 
         name = address.url.query.get("application_name", settings.application_name)
         options["server_settings"] = {"application_name": name, **options.get("server_settings", {})}
         try:
-            connection: FoldedConnection = await asyncpg.connect(address.dsn, **options)
+            connection = cast("FoldedConnection", await asyncpg.connect(address.dsn, **options))
             if settings.each_connection:
                 await connection.execute(settings.each_connection)
             if key is not None:

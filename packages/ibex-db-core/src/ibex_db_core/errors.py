@@ -274,7 +274,7 @@ class ConnectionLostError(TransientError):
 
 
 class SignatureLateError(TransientError):
-    """The tenant's signature was not made when its transaction began: a clock has jumped, or the service stood still."""
+    """The tenant's signature was not made as its transaction began: a clock jumped, or the service stood still."""
 
 
 class PoolExhaustedError(TransientError):

@@ -18,8 +18,9 @@ import re
 import secrets
 import time
 from dataclasses import dataclass, field
-from typing import Protocol
 from uuid import UUID
+
+import asyncpg
 
 from ibex_db_core.errors import ConfigurationError
 from ibex_db_core.policies import SIGNATURE_SETTING
@@ -35,7 +36,7 @@ _DISTINCT = 8  # hexadecimal digits that 32 random bytes surely have
 ASK = "SELECT current_database()::text, floor(extract(epoch FROM now()))::bigint, pg_backend_pid()"
 """What a signature is made from, asked of the server: for connections whose backend we do not know."""
 
-_CLOCK = "SELECT current_database()::text, extract(epoch FROM clock_timestamp())::float8"
+_CLOCK = "SELECT current_database()::text AS database, extract(epoch FROM clock_timestamp())::float8 AS moment"
 
 
 class SigningKey:
@@ -55,14 +56,14 @@ class SigningKey:
 
     __slots__ = ("_started", "id", "inner", "outer")
 
-    def __init__(self, digits: str) -> None:
-        if not isinstance(digits, str) or not _FORMAT.fullmatch(digits.strip()):  # pyright: ignore[reportUnnecessaryIsInstance]
+    def __init__(self, digits: object) -> None:
+        if not isinstance(digits, str) or not _FORMAT.fullmatch(digits.strip()):
             raise ConfigurationError(
                 f"the signing key ({KEY_VARIABLE}) must be 64 hexadecimal digits: `ibex-db sign --new-key` makes one"
             )
         if len(set(digits.strip().lower())) < _DISTINCT:
             raise ConfigurationError(
-                f"the signing key ({KEY_VARIABLE}) is nothing that chance would make: `ibex-db sign --new-key` makes one"
+                f"the signing key ({KEY_VARIABLE}) is too regular to be random: `ibex-db sign --new-key` makes one"
             )
         key = bytes.fromhex(digits.strip())
         padded = key.ljust(_BLOCK, b"\0")
@@ -96,12 +97,6 @@ class SigningKey:
         raise TypeError("a SigningKey is not pickled: give the other process its own")
 
 
-class _Queried(Protocol):
-    """What a signer asks its questions through: an asyncpg connection."""
-
-    async def fetchrow(self, query: str) -> tuple[str, float]: ...
-
-
 @dataclass(slots=True)
 class Signer:
     """Signs for one connection.
@@ -116,11 +111,11 @@ class Signer:
     _database: str = ""
     _offset: float = field(default=0.0)
 
-    async def learn(self, connection: _Queried) -> None:
+    async def learn(self, connection: asyncpg.Connection) -> None:
         """Learn the database's name and how far its clock is from ours, once for a connection."""
         before = time.time()
-        database, server = await connection.fetchrow(_CLOCK)
-        self._database, self._offset = database, server - (before + time.time()) / 2
+        (row,) = await connection.fetch(_CLOCK)
+        self._database, self._offset = row["database"], row["moment"] - (before + time.time()) / 2
 
     def now(self) -> int:
         """Return the server's time, in epoch seconds, as well as we know it."""

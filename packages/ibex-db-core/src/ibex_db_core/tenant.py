@@ -83,7 +83,8 @@ class FoldedConnection(asyncpg.Connection):
                 return await super().execute(f"{query} {settings}", timeout=timeout)
             if self.signer.asks:
                 await super().execute(f"{query} {settings}", timeout=timeout)
-                signature = self.signer.key.sign(org_id, *await self.fetchrow(ASK, timeout=timeout))
+                ((database, moment, pid),) = await self.fetch(ASK, timeout=timeout)
+                signature = self.signer.key.sign(org_id, database, moment, pid)
                 return await super().execute(set_signature(signature), timeout=timeout)
             signature = self.signer.sign(org_id, self.began, self.get_server_pid())
             return await super().execute(f"{query} {set_signature(signature)}; {settings}", timeout=timeout)

@@ -70,8 +70,7 @@ _BY_STATE: dict[str, tuple[_Told, str]] = {
     "3D000": (DatabaseError, "name a database that exists, or create it"),
     "IB001": (
         SignatureError,
-        "give the service the key that `ibex-db sign --status` names, as signing_key or IBEX_SIGNING_KEY; with the "
-        "right key, somebody else's SQL set the tenant",
+        "give the service the key that `ibex-db sign --status` names; where it has that, foreign SQL set the tenant",
     ),
     "IB002": (SignatureLateError, "run it again: db.run() does, on a connection that reads the server's clock anew"),
     "57014": (StatementTimeoutError, "narrow the statement, or raise statement_timeout"),

@@ -32,9 +32,8 @@ def check_keys(audit: Audit) -> Iterator[Finding]:
     """The table of keys is the owner's alone: no grant, no policy, row security on."""
     for row in audit.rows(_STATE, table=_TABLE):
         if row.owner != OWNER_ROLE:
-            yield finding(
-                "signing-keys", _TABLE, f"{row.owner} {_READER}", f"ALTER TABLE {_TABLE} OWNER TO {OWNER_ROLE}"
-            )
+            mend = f"ALTER TABLE {_TABLE} OWNER TO {OWNER_ROLE}"
+            yield finding("signing-keys", _TABLE, f"{row.owner} {_READER}", mend)
         if not row.guarded:
             risk = f"one GRANT made by mistake is enough, and its holder {_READER}"
             yield finding("signing-keys", _TABLE, risk, f"ALTER TABLE {_TABLE} ENABLE ROW LEVEL SECURITY")

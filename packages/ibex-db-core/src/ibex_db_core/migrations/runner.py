@@ -5,7 +5,7 @@ import io
 import math
 import threading
 import warnings
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Mapping
 from contextlib import asynccontextmanager, redirect_stdout
 from dataclasses import dataclass
 from importlib.metadata import entry_points
@@ -105,7 +105,7 @@ def configure_online(context: "EnvironmentContext") -> None:
     )
 
 
-def _sign_new(*, ctx: MigrationContext, **_facts: object) -> None:
+def _sign_new(ctx: MigrationContext, step: object, heads: Collection[object], run_args: Mapping[str, object]) -> None:
     """Sign what a revision made, within its transaction, where the database has signing on."""
     if ctx.connection is not None:
         signing.sign_new(ctx.connection, metadata())

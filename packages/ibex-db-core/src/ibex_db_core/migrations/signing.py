@@ -8,7 +8,7 @@ secure(), are signed too.
 
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -168,7 +168,8 @@ def rotate(connection: Connection, key: "SigningKey", overlap: float) -> Signing
         connection.execute(text(f"DELETE FROM {SCHEMA}.{SIGNING_KEYS} WHERE valid_until < now()"))
         connection.execute(
             text(
-                f"UPDATE {SCHEMA}.{SIGNING_KEYS} SET valid_until = least(valid_until, now() + :overlap * interval '1 s')"
+                f"UPDATE {SCHEMA}.{SIGNING_KEYS} "
+                "SET valid_until = least(valid_until, now() + :overlap * interval '1 second')"
             ),
             {"overlap": overlap},
         )
@@ -276,7 +277,7 @@ def _rewrite_function(connection: Connection, function: Function, *, on: bool) -
 
 
 @contextmanager
-def _owning(connection: Connection, schema: str, owner: str) -> Iterator[None]:
+def _owning(connection: Connection, schema: str, owner: str) -> Generator[None]:
     """Be the owner of a function, who may replace it in the schema for just this long."""
     _as_owner(connection)
     if owner != OWNER_ROLE:

@@ -59,7 +59,8 @@ BEGIN
     END IF;
     RAISE EXCEPTION 'the tenant of this transaction is not signed: %', CASE
         WHEN signature = '' THEN 'no signature came with it'
-        WHEN signature !~ '^[0-9a-f]{64}[.][0-9]{1,12}[.][0-9]{1,10}[.][0-9a-f]{8}$' THEN 'the signature is malformed'
+        WHEN signature !~ '^[0-9a-f]{64}[.][0-9]{1,12}[.][0-9]{1,10}[.][0-9a-f]{8}$'
+            THEN 'the signature is malformed'
         WHEN inner_block IS NULL THEN 'the key ' || split_part(signature, '.', 4) || ' is not, or no longer, valid here'
         WHEN split_part(signature, '.', 3) <> pg_backend_pid()::text THEN 'the signature is that of another connection'
         ELSE 'the signature is that of another organization or database, or forged'
