@@ -1,8 +1,9 @@
-"""The keys that sign tenants, and the function that checks a signature; nothing asks it until signing is switched on.
+"""The keys that sign tenants, and the function that checks a signature.
 
 Revision ID: core_0002
 
-All SQL is written out, so that this revision stays what it is when the code moves on.
+Nothing asks the function until signing is switched on (`ibex-db sign`).  All
+SQL is written out, so that this revision stays what it is when the code moves on.
 """
 
 from alembic import context, op
