@@ -27,7 +27,7 @@ from ibex_db import (
 )
 from ibex_db_core.migrations import metadata
 from ibex_db_core.policies import WINDOW, tenant_tables
-from ibex_db_core.provisioning import SERVICE_LOGIN, Cluster
+from ibex_db_core.provisioning import SERVICE_LOGIN, Cluster, replace_login
 from ibex_db_core.signing import KEY_VARIABLE, SigningKey
 from ibex_db_core.testing import TestDatabase
 
@@ -584,6 +584,36 @@ async def test_both_states_are_clean_and_leave_nothing_behind(own: TestDatabase)
             assert (await db.doctor()).findings == ()
             assert await migrator.check() == []
         assert await policies(own) == before
+
+
+async def test_a_member_of_the_owner_role_switches_who_is_no_superuser(
+    own: TestDatabase, two: Two, ibex_cluster: Cluster
+) -> None:
+    login = f"ibex_test_{uuid4().hex[:12]}"
+    admin = await asyncpg.connect(ibex_cluster.url(own.name).render_as_string(hide_password=False))
+    await admin.execute(f"CREATE ROLE {login} LOGIN PASSWORD '{login}' IN ROLE ibex_owner")
+    try:
+        address = replace_login(ibex_cluster.url(own.name), login, login)
+        service = ibex_cluster.url(own.name, user=SERVICE_LOGIN)
+        async with (
+            Database(service, owner_url=address, signing_key=KEY) as db,
+            db.migrator() as migrator,
+        ):
+            before = await policies(own)
+            assert (await migrator.sign(KEY)).unsigned == 0
+            assert (await db.doctor()).findings == ()
+            async with db.tenant(two.a.org_id) as session:
+                await look(session, two.a)
+                assert await MemoryRepository(session).search(agent_id=two.a.agent_id, text="tea")
+            await migrator.downgrade("memory@-1")
+            await migrator.upgrade()
+            await migrator.rotate(NEXT_KEY)
+            assert len((await migrator.signing()).keys) == 2
+            assert (await migrator.unsign()).unsigned == len(COLUMNS)
+            assert await policies(own) == before
+    finally:
+        await admin.execute(f"DROP ROLE {login}")
+        await admin.close()
 
 
 async def policies(database: TestDatabase) -> object:
