@@ -127,6 +127,18 @@ POLICIES = [
         "CREATE POLICY open ON ibex_core.memories_p00 TO PUBLIC USING (true)",
     ),
     Fault(
+        "signing-mixed",
+        "agents_tenant on ibex_core.agents",
+        f"ALTER POLICY agents_tenant ON ibex_core.agents USING (org_id = (SELECT {TENANT[9:]})) "
+        f"WITH CHECK (org_id = (SELECT {TENANT[9:]}))",
+    ),
+    Fault(
+        "policy-changed",
+        "agents_floor on ibex_core.agents",
+        "ALTER POLICY agents_floor ON ibex_core.agents USING (org_id = ibex_core.signed_org()) "
+        "WITH CHECK (org_id = ibex_core.signed_org())",
+    ),
+    Fault(
         "policy-function",
         "agents_tenant on ibex_core.agents",
         "CREATE FUNCTION public.org() RETURNS uuid LANGUAGE sql IMMUTABLE AS "
@@ -553,6 +565,7 @@ _SIGNED = "org_id = (SELECT ibex_core.signed_org())"
 
 SIGNING = [
     Fault("signing-mixed", "agents_floor on ibex_core.agents", _KEY),
+    Fault("signing-mixed", "agents_tenant on ibex_core.agents", _KEY),
     Fault("signing-mixed", "organizations_floor on ibex_core.organizations", _KEY),
     Fault(
         "signing-mixed",

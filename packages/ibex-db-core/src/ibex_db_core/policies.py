@@ -33,15 +33,17 @@ WINDOW = 10
 
 SIGNED_CALL = f"{SCHEMA}.signed_org()"
 
-# A sub-select here, on purpose: it is run once for a statement, before it where
-# the planner can, where a bare call might be run for each row.  It hides nothing,
-# for the permissive policy beside it says the bare expression to the planner.
+# Sub-selects here, on purpose, in both policies: each is read once for a
+# statement and then stays.  Bare, the setting would be read anew by each index
+# scan, after the signature was checked, and injected SQL may change it in
+# between: a set_config() in a WHERE made a join return another tenant's rows.
 SIGNED_EXPRESSION = f"(SELECT {SIGNED_CALL})"
+FROZEN_EXPRESSION = f"(SELECT {TENANT_EXPRESSION})"
 
 
-def tenant_predicate(column: str, *, signed: bool = False) -> str:
-    """Return the one predicate that every tenant policy says; signed: the floor's, where signing is on."""
-    return f"{column} = {SIGNED_EXPRESSION if signed else TENANT_EXPRESSION}"
+def tenant_predicate(column: str, expression: str = TENANT_EXPRESSION) -> str:
+    """Return the one predicate that every tenant policy says."""
+    return f"{column} = {expression}"
 
 
 def create_roles() -> list[str]:
@@ -119,21 +121,16 @@ def platform_policy(table: str) -> Policy:
 
 def policies(table: str, *, tenant_column: str = "org_id", signed: bool = False) -> list[Policy]:
     """Return the policies of one tenant table."""
+    mine = tenant_predicate(tenant_column, FROZEN_EXPRESSION if signed else TENANT_EXPRESSION)
+    # The floor: permissive policies are joined by OR, so a second one added by
+    # mistake would open the table; a restrictive one is joined by AND.  So it is also
+    # the one that demands the signature: nothing that is added later goes round it.
+    ground = tenant_predicate(tenant_column, SIGNED_EXPRESSION) if signed else mine
     return [
-        Policy(f"{table}_tenant", APP_ROLE, tenant_predicate(tenant_column)),
-        floor(table, tenant_column=tenant_column, signed=signed),
+        Policy(f"{table}_tenant", APP_ROLE, mine),
+        Policy(f"{table}_floor", APP_ROLE, ground, permissive=False),
         platform_policy(table),
     ]
-
-
-def floor(table: str, *, tenant_column: str = "org_id", signed: bool = False) -> Policy:
-    """Return the restrictive policy of a tenant table.
-
-    Permissive policies are joined by OR, so a second one added by mistake
-    would open the table; a restrictive one is joined by AND.  So it is also the
-    one that demands the signature: nothing that is added later goes round it.
-    """
-    return Policy(f"{table}_floor", APP_ROLE, tenant_predicate(tenant_column, signed=signed), permissive=False)
 
 
 def trigger(

@@ -47,7 +47,7 @@ class Status(Result):
             return Text("Signing is off: a tenant is whatever the transaction says.", style="green")
         rows = ((key.id, f"{key.created_at:%Y-%m-%d %H:%M:%S}", _until(key.valid_until)) for key in found.keys)
         lines: list[RenderableType] = [
-            Text(f"Signing is on: {found.policies} tables demand a signature.", style="green"),
+            Text(f"Signing is on: {found.signed} tables demand a signature.", style="green"),
             table(("Key", "Taken", "Valid until"), rows),
         ]
         if found.unsigned:

@@ -8,7 +8,7 @@ from typing import cast
 from ibex_db_core.doctor.catalog import Audit, LiveTable
 from ibex_db_core.doctor.findings import Finding, Severity, finding
 from ibex_db_core.guards import Policy
-from ibex_db_core.policies import APP_ROLE, SIGNED_CALL, floor, platform_policy, policies
+from ibex_db_core.policies import APP_ROLE, SIGNED_CALL, TENANT_SETTING, platform_policy, policies
 
 __all__ = ["check_functions", "check_policies"]
 
@@ -60,8 +60,8 @@ def check_policies(audit: Audit) -> Iterator[Finding]:
         names = {policy.name for policy in wanted}
         present = [policy for policy in wanted if policy.name in found]
         wrong = _wrong(audit, table, [(found[policy.name], policy) for policy in present])
-        mixed = {policy.name for policy in present if policy.name in wrong and _is_floor(table, policy.name)}
-        mixed -= _wrong(audit, table, [(found[name], _floor(audit, table, other=True)) for name in mixed])
+        others = [policy for policy in _tenant(table, signed=not audit.signed) if policy.name in wrong]
+        mixed = {policy.name for policy in others} - _wrong(audit, table, [(found[one.name], one) for one in others])
         yield from (_mixed(audit, table, policy) for policy in present if policy.name in mixed)
         yield from (_changed(table, found[policy.name], policy) for policy in present if policy.name in wrong - mixed)
         yield from (_missing(table, policy) for policy in wanted if policy.name not in found)
@@ -71,24 +71,20 @@ def check_policies(audit: Audit) -> Iterator[Finding]:
 def _wanted(audit: Audit, table: LiveTable) -> list[Policy]:
     if table.platform_only:
         return [platform_policy(table.relname), *table.guards.policies]
-    own = policies(table.relname, tenant_column=table.tenant_column or "", signed=audit.signed)
-    return [*own, *table.guards.policies]
+    return [*_tenant(table, signed=audit.signed), *table.guards.policies]
 
 
-def _is_floor(table: LiveTable, name: str) -> bool:
-    return not table.platform_only and name == f"{table.relname}_floor"
-
-
-def _floor(audit: Audit, table: LiveTable, *, other: bool) -> Policy:
-    """Return a table's floor as it should be, or as it should be were signing the other way."""
-    return floor(table.relname, tenant_column=table.tenant_column or "", signed=audit.signed is not other)
+def _tenant(table: LiveTable, *, signed: bool) -> list[Policy]:
+    if table.platform_only:
+        return []
+    return policies(table.relname, tenant_column=table.tenant_column or "", signed=signed)
 
 
 def _mixed(audit: Audit, table: LiveTable, wanted: Policy) -> Finding:
     if audit.signed:
-        risk = "signing is on and this table demands no signature: SQL injected into a service opens any organization"
+        risk = "signing is on and this policy takes the setting as it comes: injected SQL opens any organization's rows"
     else:
-        risk = "signing is off and this table demands a signature, which nobody can make: services fail here"
+        risk = "signing is off and this policy is of a signed table: services fail, or searches lose their index"
     return finding(
         "signing-mixed",
         f"{wanted.name} on {table.name}",
@@ -99,12 +95,18 @@ def _mixed(audit: Audit, table: LiveTable, wanted: Policy) -> Finding:
     )
 
 
-# How Postgres writes the sub-select; EXPLAIN, which compares, would show an init plan's number in its place.
-_SUB_SELECT = re.compile(rf"\(\s*SELECT {re.escape(SIGNED_CALL)}(?: AS signed_org)?\)")
+# A sub-select, as we and as Postgres write it; EXPLAIN, which compares, would show an init plan's number in its place.
+_SUB_SELECT = re.compile(
+    rf"""\(\s*SELECT\s+(?P<inside>{re.escape(SIGNED_CALL)}
+        |\(?NULLIF\(current_setting\('{re.escape(TENANT_SETTING)}'(?:::text)?,\ true\),\ ''(?:::text)?\)\)?::uuid)
+        (?:\s+AS\s+"?\w+"?)?\)""",
+    re.VERBOSE,
+)
 
 
-def _bared(expression: str) -> str:
-    return _SUB_SELECT.sub(SIGNED_CALL, expression)
+def _told(expression: str) -> str:
+    """Write a sub-select as something that EXPLAIN shows, and that is not the same as what is inside it."""
+    return _SUB_SELECT.sub(r"COALESCE(\g<inside>, \g<inside>)", expression)
 
 
 def _wrong(audit: Audit, table: LiveTable, pairs: Sequence[tuple[_Live, Policy]]) -> set[str]:
@@ -118,7 +120,7 @@ def _wrong(audit: Audit, table: LiveTable, pairs: Sequence[tuple[_Live, Policy]]
             [live.using, live.check if live.check is not None else live.using],
         )
         spoken += [(live.name, expression or "NULL::boolean", wanted.using) for expression in expressions]
-    same = audit.alike(table.name, [(_bared(expression), _bared(wanted)) for _, expression, wanted in spoken])
+    same = audit.alike(table.name, [(_told(expression), _told(wanted)) for _, expression, wanted in spoken])
     return wrong | {name for (name, _, _), alike in zip(spoken, same, strict=True) if not alike}
 
 
@@ -170,7 +172,7 @@ def check_functions(audit: Audit) -> Iterator[Finding]:
     for row in audit.rows(_FUNCTIONS, tables=list(known)):
         table = known[row.polrelid]
         name = audit.quote(row.name)
-        if row.function == SIGNED_CALL and _is_floor(table, row.name) and not row.immutable:
+        if row.function == SIGNED_CALL and row.name == f"{table.relname}_floor" and not row.immutable:
             continue  # check_policies says whether it should
         if row.immutable:
             risk = "is IMMUTABLE: folded into a cached plan, one tenant's answer is served to the next"

@@ -1,9 +1,8 @@
-"""Signing switched on and off in a live database: every floor and every function that reads the tenant, at once.
+"""Signing switched on and off in a live database: every policy and every function that reads the tenant, at once.
 
 Signing is on while the database holds a key.  What is signed is found in the
-catalog (each restrictive policy of ibex_app that is a tenant table's floor)
-and in the models (their functions), so tables of a service's own, made with
-secure(), are signed too.
+catalog (each tenant table's two policies of ibex_app) and in the models (their
+functions), so tables of a service's own, made with secure(), are signed too.
 """
 
 import random
@@ -21,6 +20,7 @@ from ibex_db_core.errors import ConfigurationError, LockTimeoutError, MigrationE
 from ibex_db_core.guards import Function, Guards
 from ibex_db_core.policies import (
     APP_ROLE,
+    FROZEN_EXPRESSION,
     OWNER_ROLE,
     PARALLEL_RESTRICTED,
     PARALLEL_SAFE,
@@ -29,6 +29,7 @@ from ibex_db_core.policies import (
     SIGNING_KEYS,
     TENANT_EXPRESSION,
     sign_text,
+    tenant_predicate,
     unsign_text,
 )
 
@@ -58,24 +59,24 @@ class Signing:
 
     enabled: bool
     keys: tuple[Key, ...]
-    policies: int
-    """Floors that demand a signature."""
+    signed: int
+    """Tables that demand a signature."""
     unsigned: int
-    """Floors that do not."""
+    """Tables that do not, or not in both of their policies."""
 
 
-_FLOORS = """
+_POLICIES = """
     SELECT c.oid::regclass::text AS "table", quote_ident(p.polname) AS name, quote_ident(a.attname) AS column,
-           pg_get_expr(p.polqual, p.polrelid) LIKE '%signed_org()%' AS signed
+           NOT p.polpermissive AS floor, strpos(pg_get_expr(p.polqual, p.polrelid), '( SELECT ') > 0 AS signed
       FROM pg_catalog.pg_policy p
       JOIN pg_catalog.pg_class c ON c.oid = p.polrelid
       JOIN pg_catalog.pg_depend d ON d.classid = 'pg_catalog.pg_policy'::regclass AND d.objid = p.oid
        AND d.refclassid = 'pg_catalog.pg_class'::regclass AND d.refobjid = c.oid AND d.refobjsubid > 0
       JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum = d.refobjsubid
-     WHERE NOT p.polpermissive AND p.polname = c.relname || '_floor' AND p.polcmd = '*'
+     WHERE p.polname = c.relname || CASE WHEN p.polpermissive THEN '_tenant' ELSE '_floor' END AND p.polcmd = '*'
        AND p.polroles = ARRAY[(SELECT oid FROM pg_catalog.pg_roles WHERE rolname = :app)]
        AND a.attname IN ('org_id', 'id')
-     GROUP BY 1, 2, 3, 4 ORDER BY 1
+     GROUP BY 1, 2, 3, 4, 5 ORDER BY 1, 2
 """
 # As the owner of the function, who may not be the owner role: memories_bm25 is
 # ibex_search's, which may make nothing in the schema but for this moment.
@@ -105,8 +106,10 @@ def status(connection: Connection) -> Signing:
         text(f"SELECT id, created_at, valid_until FROM {SCHEMA}.{SIGNING_KEYS} ORDER BY created_at DESC, id")
     )
     found = tuple(Key(row.id, row.created_at, row.valid_until) for row in keys)
-    signed = [floor.signed for floor in _floors(connection)]
-    return Signing(bool(found), found, sum(signed), len(signed) - sum(signed))
+    policies = _policies(connection)
+    tables = {policy.table for policy in policies}
+    unsigned = {policy.table for policy in policies if not policy.signed}
+    return Signing(bool(found), found, len(tables - unsigned), len(unsigned))
 
 
 def enable(connection: Connection, key: "SigningKey", models: MetaData) -> Signing:
@@ -123,7 +126,7 @@ def enable(connection: Connection, key: "SigningKey", models: MetaData) -> Signi
     if known and key.id not in known:
         raise ConfigurationError(f"signing is on with another key ({', '.join(sorted(known))}): --rotate changes keys")
     if not known:
-        # On its own and first: a transaction that looks at the floors anew finds the key that they ask for.
+        # On its own and first: a transaction that looks at the policies anew finds the key that they ask for.
         with connection.begin():
             _insert(connection, key)
     try:
@@ -201,16 +204,17 @@ def _as_owner(connection: Connection) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Floor:
+class _Policy:
     table: str
     name: str
     column: str
+    floor: bool
     signed: bool
 
 
-def _floors(connection: Connection) -> list[_Floor]:
-    rows = connection.execute(text(_FLOORS), {"app": APP_ROLE})
-    return [_Floor(row.table, row.name, row.column, row.signed) for row in rows]
+def _policies(connection: Connection) -> list[_Policy]:
+    rows = connection.execute(text(_POLICIES), {"app": APP_ROLE})
+    return [_Policy(row.table, row.name, row.column, row.floor, row.signed) for row in rows]
 
 
 def _switch(connection: Connection, models: MetaData, *, on: bool) -> None:
@@ -226,9 +230,9 @@ def _switch(connection: Connection, models: MetaData, *, on: bool) -> None:
             with connection.begin():
                 _as_owner(connection)
                 connection.execute(text(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT}'"))
-                floors = [floor for floor in _floors(connection) if floor.signed is not on]
-                if floors:
-                    names = ", ".join(f"ONLY {floor.table}" for floor in floors)
+                tables = {policy.table for policy in _policies(connection) if policy.signed is not on}
+                if tables:
+                    names = ", ".join(f"ONLY {table}" for table in sorted(tables))
                     connection.execute(text(f"LOCK TABLE {names} IN ACCESS EXCLUSIVE MODE"))
                 _rewrite(connection, models, on=on)
                 if not on:
@@ -242,12 +246,15 @@ def _switch(connection: Connection, models: MetaData, *, on: bool) -> None:
 
 
 def _rewrite(connection: Connection, models: MetaData, *, on: bool) -> None:
-    """Give each floor, and each function of the models, the text that goes with signing on or off."""
-    for floor in _floors(connection):
-        if floor.signed is not on:
-            mine = f"{floor.column} = {SIGNED_EXPRESSION if on else TENANT_EXPRESSION}"
+    """Give each policy, and each function of the models, the text that goes with signing on or off."""
+    for policy in _policies(connection):
+        if policy.signed is not on:
+            signed = SIGNED_EXPRESSION if policy.floor else FROZEN_EXPRESSION
+            mine = tenant_predicate(policy.column, signed if on else TENANT_EXPRESSION)
             _as_owner(connection)
-            connection.exec_driver_sql(f"ALTER POLICY {floor.name} ON {floor.table} USING ({mine}) WITH CHECK ({mine})")
+            connection.exec_driver_sql(
+                f"ALTER POLICY {policy.name} ON {policy.table} USING ({mine}) WITH CHECK ({mine})"
+            )
     for function in _functions(models):
         _rewrite_function(connection, function, on=on)
     connection.execute(text("SET LOCAL ROLE NONE"))
