@@ -1,6 +1,6 @@
 """What signed tenants cost: the same units of work on databases that are alike, without signing and with it.
 
-    uv run python benchmarks/signed_context.py [--rounds 400] [--memories 2000] [--url SERVER]
+    uv run python benchmarks/signed_context.py [--rounds 400] [--memories 2000] [--verbs get,search] [--url SERVER]
 
 Three services take turns, in an order that is drawn anew for each round, so
 that whatever else the machine does falls on all of them alike:
@@ -176,12 +176,16 @@ async def twins(cluster: Cluster, corpus: Corpus) -> AsyncGenerator[dict[str, Da
         await cluster.drop_database(name)
 
 
-async def measure(cluster: Cluster, *, rounds: int, memories: int) -> dict[str, dict[str, object]]:
+async def measure(
+    cluster: Cluster, *, rounds: int, memories: int, verbs: Sequence[str]
+) -> dict[str, dict[str, object]]:
     """Return, for each verb, the medians in milliseconds and the ratios to unsigned."""
     corpus = Corpus(memories)
     found: dict[str, dict[str, object]] = {}
     async with twins(cluster, corpus) as services:
         for verb, work in corpus.verbs().items():
+            if verbs and verb not in verbs:
+                continue
             # A batch is forty times as long as a get, and grows the tables.
             times = await compare(services, corpus, work, rounds if verb != "remember_many" else rounds // 4)
             found[verb] = {
@@ -196,11 +200,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=400)
     parser.add_argument("--memories", type=int, default=2000)
+    parser.add_argument("--verbs", default="", help="only these: get, search, hybrid, remember, remember_many")
     parser.add_argument("--url", help="a server, as its superuser; else an embedded, throwaway one")
     asked = parser.parse_args()
 
     def run(cluster: Cluster) -> dict[str, dict[str, object]]:
-        return asyncio.run(measure(cluster, rounds=asked.rounds, memories=asked.memories))
+        verbs = [verb for verb in str(asked.verbs).split(",") if verb]
+        return asyncio.run(measure(cluster, rounds=asked.rounds, memories=asked.memories, verbs=verbs))
 
     if asked.url:
         found = run(Cluster.at(asked.url))

@@ -64,7 +64,7 @@ class Database:
             each transaction.  For development: SQL could still RESET ROLE.
         settings: pool, timeouts, application name; see EngineSettings.
         signing_key: 64 hexadecimal digits.  Each tenant transaction carries a signature made with it, which a
-            database with signing on demands; see docs/how-to/signed-tenants.md.
+            database with signing on demands; see docs/how-to/signing.md.
 
     Raises:
         ConfigurationError: a URL, a setting or a key that cannot be used, or a key together with step_down.
