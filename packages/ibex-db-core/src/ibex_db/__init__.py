@@ -37,6 +37,7 @@ from ibex_db_core import (
     OrgScoped as OrgScoped,
     Page as Page,
     PoolExhaustedError as PoolExhaustedError,
+    ReplicaStatus as ReplicaStatus,
     Revision as Revision,
     RuleViolationError as RuleViolationError,
     ScopedSession as ScopedSession,

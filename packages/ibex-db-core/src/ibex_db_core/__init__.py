@@ -43,6 +43,7 @@ from ibex_db_core.errors import (
 from ibex_db_core.identity import TokenIdentity, TokenKind
 from ibex_db_core.migrations import Migrator, Revision, Signing
 from ibex_db_core.pages import Page
+from ibex_db_core.replicas import ReplicaStatus
 from ibex_db_core.repository import BaseRepository
 from ibex_db_core.steps import SteppedRepository
 from ibex_db_core.tenant import ScopedSession
@@ -77,6 +78,7 @@ __all__ = [
     "OrgScoped",
     "Page",
     "PoolExhaustedError",
+    "ReplicaStatus",
     "Revision",
     "RuleViolationError",
     "ScopedSession",

@@ -35,6 +35,8 @@ class EngineSettings:
         idle_timeout: seconds that a transaction may sit idle; 0: no limit.
         network_timeout: seconds that an answer may be late beyond statement_timeout before the connection counts
             as lost: a server or network that went silent tells nobody.  0, or no statement_timeout: no limit.
+        replica_wait: seconds that ``tenant(read_only=True, after=)`` waits for a replica before it asks the primary.
+        replica_lag: seconds that a replica may be behind; more, and others are asked; None: any.
         application_name: as pg_stat_activity shows it, where the URL names none.
         statement_cache_size: asyncpg's cache; 0 for PgBouncer in transaction mode.
         hnsw_ef_search: candidates that a vector index search keeps, 1 to 1000; more is better recall and slower.
@@ -49,6 +51,8 @@ class EngineSettings:
     lock_timeout: float = 10.0
     idle_timeout: float = 60.0
     network_timeout: float = 10.0
+    replica_wait: float = 0.5
+    replica_lag: float | None = None
     application_name: str = "ibex-db"
     statement_cache_size: int = 100
     hnsw_ef_search: int = 100

@@ -5,7 +5,8 @@ the values of a conflict come from the statement's own parameters.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import contextmanager
 from typing import cast
 
 import asyncpg
@@ -87,6 +88,17 @@ _SHOWN = 120
 
 # An index of a partition carries its parent's name and the partition's number.
 _PARTITION = re.compile(r"_p\d+(?=\"|$)")
+
+
+@contextmanager
+def translated() -> Generator[None]:
+    """Raise our error for what the driver or SQLAlchemy raises in the block; what is neither's passes as it is."""
+    try:
+        yield
+    except Exception as exc:
+        if (ours := translate(exc)) is not None and ours is not exc:
+            raise ours from exc
+        raise
 
 
 def translate(exc: BaseException, parameters: Mapping[str, object] | None = None) -> IbexError | None:
