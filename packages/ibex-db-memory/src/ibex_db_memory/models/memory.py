@@ -56,7 +56,7 @@ class Memory(OrgScoped, SoftDeleted, Timestamped, Base):
 
     The table is partitioned by HASH (org_id).  The database itself writes a
     MemoryVersion on every insert and on every change of content, category,
-    status, confidence or metadata.
+    status, confidence, metadata or validity.
 
     Attributes:
         content: 1 to 8192 characters; setting it sets content_hash.
