@@ -51,7 +51,12 @@ WHERE schemaname = 'ibex_core' AND relname LIKE 'memories_p%'
 async def test_up_and_down_and_up_again(ibex_db: Database) -> None:
     async with ibex_db.migrator() as migrator:
         await migrator.downgrade("memory@base")
-        assert [step.id for step in await migrator.upgrade()] == ["memory_0001", "memory_0002", "memory_0003", "memory_0005"]
+        assert [step.id for step in await migrator.upgrade()] == [
+            "memory_0001",
+            "memory_0002",
+            "memory_0003",
+            "memory_0005",
+        ]
 
         assert await migrator.check() == []
 

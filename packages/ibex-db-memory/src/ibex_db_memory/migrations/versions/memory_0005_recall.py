@@ -65,9 +65,9 @@ _VALIDITY = """
         OR NEW.valid_from IS DISTINCT FROM OLD.valid_from
         OR NEW.valid_until IS DISTINCT FROM OLD.valid_until"""
 
-# A row is refused where nothing newer stands by it, so whatever a DELETE names, and in whatever order, the newest stays.
-# The session's row is locked: nobody erases it, or prunes it too, between the look and the deletion.  Where the
-# session itself is gone, this is the cascade.
+# A row is refused where nothing newer stands by it, so whatever a DELETE names, and in whatever order, the newest
+# stays.  The session's row is locked: nobody erases it, or prunes it too, between the look and the deletion.
+# Where the session itself is gone, this is the cascade.
 _KEEP_NEWEST = """
 CREATE FUNCTION ibex_core.checkpoints_keep_newest() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
