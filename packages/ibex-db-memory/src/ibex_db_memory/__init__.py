@@ -12,6 +12,7 @@ from ibex_db_memory.drafts import MemoryDraft
 from ibex_db_memory.errors import CheckpointDamagedError, ExportDamagedError
 from ibex_db_memory.models import (
     EMBEDDING_DIMENSIONS,
+    MEMORY_STEPS,
     SESSION_STEPS,
     Checkpoint,
     Memory,
@@ -47,6 +48,7 @@ __all__ = [
     "HALF_LIFE_DAYS",
     "MAX_CONTENT_LENGTH",
     "MAX_TAG_LENGTH",
+    "MEMORY_STEPS",
     "MIN_CONTENT_LENGTH",
     "SESSION_STEPS",
     "Checkpoint",

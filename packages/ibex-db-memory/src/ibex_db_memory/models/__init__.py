@@ -3,6 +3,7 @@
 import ibex_db_tenancy  # noqa: F401  # pyright: ignore[reportUnusedImport] - parents of these tables
 from ibex_db_memory.models.checkpoint import Checkpoint
 from ibex_db_memory.models.enums import (
+    MEMORY_STEPS,
     SESSION_STEPS,
     MemoryCategory,
     MemorySource,
@@ -19,6 +20,7 @@ from ibex_db_memory.models.session import Session
 
 __all__ = [
     "EMBEDDING_DIMENSIONS",
+    "MEMORY_STEPS",
     "SESSION_STEPS",
     "Checkpoint",
     "Memory",

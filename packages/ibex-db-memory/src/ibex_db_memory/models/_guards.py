@@ -73,6 +73,15 @@ BEGIN
 END """,
 )
 
+_REFUSE_MEMORY_STEP = Function(
+    "memories_refuse_step",
+    """
+BEGIN
+    RAISE EXCEPTION 'a memory that is % cannot become %', OLD.status, NEW.status
+        USING ERRCODE = '23514', CONSTRAINT = 'memories_legal_step',
+            TABLE = TG_TABLE_NAME, SCHEMA = TG_TABLE_SCHEMA;
+END """,
+)
 _FIND_WORDS = Function(
     "memories_find_words",
     """
@@ -142,6 +151,17 @@ MEMORIES = Guards(
             "BEFORE INSERT OR UPDATE OF content, search_vector ON ibex_core.memories "
             "FOR EACH ROW EXECUTE FUNCTION ibex_core.memories_find_words()",
         ),
+        # MEMORY_STEPS in SQL; what is no status at all is for the CHECK rule to refuse.
+        Trigger(
+            "memories_before_step",
+            """BEFORE UPDATE ON ibex_core.memories
+    FOR EACH ROW WHEN (NEW.status <> OLD.status AND NOT CASE OLD.status
+        WHEN 'pending_review' THEN NEW.status IN ('active', 'archived')
+        WHEN 'active' THEN NEW.status IN ('archived', 'superseded', 'merged')
+        ELSE NEW.status = 'active' END
+        AND NEW.status IN ('active', 'superseded', 'merged', 'archived', 'pending_review'))
+    EXECUTE FUNCTION ibex_core.memories_refuse_step()""",
+        ),
         # Not of counters: bookkeeping must stay cheap, and is no history.
         Trigger(
             "memories_after_update",
@@ -157,7 +177,7 @@ MEMORIES = Guards(
     EXECUTE FUNCTION ibex_core.memories_next_version()""",
         ),
     ),
-    functions=(_FIRST_VERSION, _NEXT_VERSION, _FIND_WORDS, _BM25),
+    functions=(_FIRST_VERSION, _NEXT_VERSION, _REFUSE_MEMORY_STEP, _FIND_WORDS, _BM25),
     # Its only power is to own memories_bm25, which filters on the tenant itself.
     policies=(Policy("memories_search", SEARCH_ROLE, "true", command="SELECT"),),
     grants=(Grant(SEARCH_ROLE, "SELECT", ("org_id", "id", "agent_id", "search_vector")),),

@@ -1,4 +1,4 @@
-"""What a search of the past needs: versions keep validity and the vector they replaced; old checkpoints may be pruned.
+"""For searches of the past versions keep validity and replaced vectors; memories step legally; checkpoints are pruned.
 
 Revision ID: memory_0005
 """
@@ -83,6 +83,25 @@ BEGIN
 END $$
 """
 
+_REFUSE_STEP = """
+CREATE FUNCTION ibex_core.memories_refuse_step() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    RAISE EXCEPTION 'a memory that is % cannot become %', OLD.status, NEW.status
+        USING ERRCODE = '23514', CONSTRAINT = 'memories_legal_step',
+            TABLE = TG_TABLE_NAME, SCHEMA = TG_TABLE_SCHEMA;
+END $$
+"""
+# MEMORY_STEPS in SQL; what is no status at all is for the CHECK rule to refuse.
+_BEFORE_STEP = """
+CREATE TRIGGER memories_before_step BEFORE UPDATE ON ibex_core.memories
+    FOR EACH ROW WHEN (NEW.status <> OLD.status AND NOT CASE OLD.status
+        WHEN 'pending_review' THEN NEW.status IN ('active', 'archived')
+        WHEN 'active' THEN NEW.status IN ('archived', 'superseded', 'merged')
+        ELSE NEW.status = 'active' END
+        AND NEW.status IN ('active', 'superseded', 'merged', 'archived', 'pending_review'))
+    EXECUTE FUNCTION ibex_core.memories_refuse_step()
+"""
+
 
 def upgrade() -> None:
     """Have versions keep more, and open checkpoints to pruning."""
@@ -94,6 +113,8 @@ def upgrade() -> None:
     )
     _versions(first=_NAMES, names=f"{_NAMES}\n        replaced_embedding, replaced_embedding_model,", values=_VALUES)
     _watch(_VALIDITY)
+    op.execute(_REFUSE_STEP)
+    op.execute(_BEFORE_STEP)
     op.execute(_KEEP_NEWEST)
     op.execute(
         "CREATE TRIGGER checkpoints_before_delete BEFORE DELETE ON ibex_core.checkpoints "
@@ -109,6 +130,8 @@ def downgrade() -> None:
     op.execute(f"REVOKE DELETE ON ibex_core.checkpoints FROM {APP_ROLE}, {PLATFORM_ROLE}")
     op.execute("DROP TRIGGER checkpoints_before_delete ON ibex_core.checkpoints")
     op.execute("DROP FUNCTION ibex_core.checkpoints_keep_newest()")
+    op.execute("DROP TRIGGER memories_before_step ON ibex_core.memories")
+    op.execute("DROP FUNCTION ibex_core.memories_refuse_step()")
     _watch("")
     _versions(first="", names="", values="")
     op.execute(
