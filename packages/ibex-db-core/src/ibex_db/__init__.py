@@ -34,6 +34,7 @@ from ibex_db_core import (
     MigrationError as MigrationError,
     Migrator as Migrator,
     NotFoundError as NotFoundError,
+    NotLoadedError as NotLoadedError,
     OrgScoped as OrgScoped,
     Page as Page,
     PoolExhaustedError as PoolExhaustedError,
