@@ -105,6 +105,11 @@ def translate(exc: BaseException, parameters: Mapping[str, object] | None = None
         return ConfigurationError(f"the database URL asks for what the driver cannot do: {exc}")
     if isinstance(exc, InvalidRequestError) and "permanently closed" in str(exc):
         return TenantError("this session ended with its db.tenant() or db.platform() block: open another one")
+    if isinstance(exc, TimeoutError) and not str(exc):  # asyncpg's, who has waited command_timeout or timeout
+        return ConnectionLostError(
+            "the database did not answer in time; what was not committed is gone; check that the server runs, and that "
+            "the network does not drop idle connections"
+        )
     if isinstance(exc, (OSError, TimeoutError)):
         return ConnectionLostError(
             f"no connection to the database: {str(exc) or type(exc).__name__}; "
