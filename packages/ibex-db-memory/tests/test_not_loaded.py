@@ -6,7 +6,7 @@ import pickle
 import pytest
 from homes import MakeMemory
 from sqlalchemy import select
-from sqlalchemy.orm import aliased, selectinload, undefer
+from sqlalchemy.orm import aliased, make_transient_to_detached, selectinload, undefer
 
 from ibex_db_core.base import Base
 from ibex_db_core.errors import NotLoadedError
