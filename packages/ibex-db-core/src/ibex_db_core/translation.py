@@ -64,6 +64,7 @@ _BY_STATE: dict[str, tuple[_Told, str]] = {
     "28000": (DatabaseError, "check the login of the URL, and pg_hba.conf"),
     "28P01": (DatabaseError, "check user and password of the URL"),
     "3D000": (DatabaseError, "name a database that exists, or create it"),
+    "53100": (DatabaseError, "the server's disk is full: free space there; nothing of this transaction was kept"),
     "57014": (StatementTimeoutError, "narrow the statement, or raise statement_timeout"),
 }
 # 08xxx: the connection broke; 57P01..3: the server is going down or coming up; 25P03/25P04: the server
