@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from ibex_db_core.database import Database
 from ibex_db_core.errors import InvalidInputError, TenantMissingError
 from ibex_db_core.tenant import ScopedSession
-from ibex_db_memory import Hits, Memory, MemoryRepository
+from ibex_db_memory import Hits, Memory, MemoryRepository, Reembedding
 from ibex_db_memory.search import filters, past
 
 Sent = Callable[[], AbstractContextManager[list[str]]]
@@ -306,7 +306,7 @@ def test_every_filter_of_a_search_is_known_in_the_past() -> None:
 
 
 async def test_one_round_trip(sent: Sent, memories: MemoryRepository, agent_id: UUID, vector: Vector) -> None:
-    await memories.remember(agent_id=agent_id, content="Tea.", category="factual", embedding=vector(1))
+    await memories.remember(agent_id=agent_id, content="Tea.", category="factual", embedding=vector(1), tags=["x"])
 
     with sent() as statements:
         await memories.search(embedding=vector(1), text="tea", as_of=datetime.now(UTC), tags_any=["x"])
@@ -432,3 +432,28 @@ def test_memory_has_every_column_in_a_past_row() -> None:
     brought = {*past.NOW, *past.OVERLAID, "content_hash", "embedding", "search_vector"}
 
     assert brought == {column.name for column in Memory.__table__.columns}
+
+
+async def test_after_a_move_to_another_model_the_past_is_searched_by_the_new_vectors(
+    do: Do, ibex_db: Database, memories: MemoryRepository, *, org_id: UUID, agent_id: UUID, vector: Vector
+) -> None:
+    """What has changed since has no vector of the new model for what it said: the words find it."""
+    same, _ = await remembered(do, agent_id, "Likes tea.", embedding=vector(1))
+    changed, then = await remembered(do, agent_id, "Has a cat.", embedding=vector(2))
+    await do(lambda m: m.update(changed, content="Has a dog.", embedding=vector(3)))
+
+    async def embed(contents: list[str]) -> list[list[float]]:
+        return [[1.0, *[float(content != "Likes tea.")] * 511] for content in contents]
+
+    move = Reembedding(ibex_db, org_id)
+    await move.fill(embed, embedding_model="large", dimensions=512)
+    await move.cut_over()
+
+    query = [1.0, *[0.0] * 511]
+    hits = await memories.search(embedding=query, as_of=then)
+    assert [(hit.memory.id, hit.version_num) for hit in hits] == [(same, 1)]
+    assert hits[0].similarity == pytest.approx(1.0)
+    both = await memories.search(embedding=query, text="cat", as_of=then)
+    assert {hit.memory.content: hit.similarity is None for hit in both} == {"Likes tea.": False, "Has a cat.": True}
+    with pytest.raises(InvalidInputError, match="512 dimensions"):
+        await memories.search(embedding=vector(1), as_of=then)

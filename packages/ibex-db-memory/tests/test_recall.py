@@ -206,7 +206,9 @@ def test_one_partition_is_read_and_the_vector_index_in_a_large_scope_only(
         return await explained(session, lambda: memories.search(embedding=query, exact=exact))
 
     nodes = table.run(table.of_size(size), check)
-    assert len({node["Relation Name"] for node in nodes if "Relation Name" in node}) == 1
+    read = {node["Relation Name"] for node in nodes if "Relation Name" in node}
+    # And the one row that tells whether the organization has moved to another model, looked for once.
+    assert len(read - {"embedding_spaces"}) == 1
     assert any("embedding" in node.get("Index Name", "") for node in nodes) is index
 
 

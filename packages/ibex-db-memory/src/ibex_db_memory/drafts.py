@@ -13,7 +13,7 @@ from ibex_db_core import validation
 from ibex_db_core.errors import InvalidInputError
 from ibex_db_core.types import JsonObject, VectorLike, pack_vector
 from ibex_db_memory.content import content_hash, normalise_tag
-from ibex_db_memory.models import EMBEDDING_DIMENSIONS, Memory, MemoryCategory, MemorySource, MemoryStatus
+from ibex_db_memory.models import Memory, MemoryCategory, MemorySource, MemoryStatus
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,8 +118,8 @@ def check_draft(draft: "MemoryDraft | Mapping[str, object]", new_id: UUID) -> Ch
 
 
 def check_embedding(embedding: VectorLike | None) -> pgvector.Vector | None:
-    """Check a vector of the column's dimension; None passes."""
-    return None if embedding is None else pack_vector(embedding, dim=EMBEDDING_DIMENSIONS)
+    """Check a vector of any dimension, which is the organization's to judge; None passes."""
+    return None if embedding is None else pack_vector(embedding)
 
 
 def check_tags(tags: object, field: str = "tags") -> Sequence[str]:

@@ -12,6 +12,18 @@ _FIRST_VERSION = Function(
     "memories_first_version",
     """
 BEGIN
+    -- What the writer believed of the organization's vectors no longer holds: cut_over() was there first.
+    IF EXISTS (SELECT FROM ibex_core.embedding_spaces s WHERE s.status = 'active' AND NOT s.in_memories)
+        AND EXISTS (SELECT FROM added a JOIN ibex_core.embedding_spaces s ON s.org_id = a.org_id
+            WHERE s.status = 'active' AND NOT s.in_memories AND a.embedding IS NOT NULL) THEN
+        RAISE EXCEPTION 'vectors have % dimensions, of %: the organization moved to that model',
+            (SELECT s.dimensions FROM ibex_core.embedding_spaces s JOIN added a ON s.org_id = a.org_id
+                WHERE s.status = 'active' LIMIT 1),
+            (SELECT s.embedding_model FROM ibex_core.embedding_spaces s JOIN added a ON s.org_id = a.org_id
+                WHERE s.status = 'active' LIMIT 1)
+            USING ERRCODE = '23514', CONSTRAINT = 'memories_embedding_space',
+                TABLE = TG_TABLE_NAME, SCHEMA = TG_TABLE_SCHEMA;
+    END IF;
     INSERT INTO ibex_core.memory_versions (org_id, memory_id, version_num, operation,
         content, category, status, confidence, metadata, valid_from, valid_until, change_reason, changed_by)
     SELECT org_id, id, 1, COALESCE(NULLIF(current_setting('app.change_operation', true), ''), 'created'),
@@ -218,4 +230,38 @@ CHECKPOINTS = Guards(
     functions=(_KEEP_NEWEST,),
     # Append-only but for pruning; decision 0033.
     grants=(Grant(APP_ROLE, "DELETE"), Grant(PLATFORM_ROLE, "DELETE")),
+)
+
+# Vectors of a space that is being filled come by UPDATE of a claim; what is inserted is a writer's.
+_REFUSE_LATE = Function(
+    "memory_vectors_refuse_late",
+    """
+BEGIN
+    IF EXISTS (SELECT FROM added a WHERE a.embedding IS NOT NULL AND NOT EXISTS (
+            SELECT FROM ibex_core.embedding_spaces s
+            WHERE s.org_id = a.org_id AND s.id = a.space_id AND s.status = 'active')) THEN
+        RAISE EXCEPTION 'vectors have % dimensions, of %: the organization moved to that model',
+            (SELECT s.dimensions FROM ibex_core.embedding_spaces s JOIN added a ON s.org_id = a.org_id
+                WHERE s.status = 'active' LIMIT 1),
+            (SELECT s.embedding_model FROM ibex_core.embedding_spaces s JOIN added a ON s.org_id = a.org_id
+                WHERE s.status = 'active' LIMIT 1)
+            USING ERRCODE = '23514', CONSTRAINT = 'memory_vectors_embedding_space',
+                TABLE = TG_TABLE_NAME, SCHEMA = TG_TABLE_SCHEMA;
+    END IF;
+    RETURN NULL;
+END """,
+)
+
+VECTORS = Guards(
+    triggers=(
+        Trigger(
+            "memory_vectors_after_insert",
+            """AFTER INSERT ON ibex_core.memory_vectors
+    REFERENCING NEW TABLE AS added
+    FOR EACH STATEMENT EXECUTE FUNCTION ibex_core.memory_vectors_refuse_late()""",
+        ),
+    ),
+    functions=(_REFUSE_LATE,),
+    # In line, as memories.embedding is; a vector of more than 2,000 numbers goes out of line all the same.
+    storage={"embedding": "MAIN"},
 )

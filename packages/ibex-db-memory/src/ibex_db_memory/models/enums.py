@@ -110,3 +110,11 @@ SESSION_STEPS: dict[SessionStatus, frozenset[SessionStatus]] = {
     SessionStatus.ABANDONED: frozenset({SessionStatus.RESUMING}),
 }
 """Which statuses may follow a status; COMPLETED is the only one that nothing follows."""
+
+
+class SpaceStatus(StrEnum):
+    """What stands of an organization's vectors of one model."""
+
+    FILLING = "filling"
+    ACTIVE = "active"
+    RETIRED = "retired"

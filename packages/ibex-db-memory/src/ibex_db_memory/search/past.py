@@ -45,9 +45,9 @@ from sqlalchemy.orm.attributes import set_committed_value
 
 from ibex_db_core.types import Moment
 from ibex_db_memory.content import content_hash
-from ibex_db_memory.models import Memory, MemoryVersion
-from ibex_db_memory.search import fusion
-from ibex_db_memory.search.lexical import LIMIT, ORG, QUERY
+from ibex_db_memory.models import EMBEDDING_DIMENSIONS, Memory, MemoryVersion
+from ibex_db_memory.search import fusion, spaces
+from ibex_db_memory.search.lexical import LIMIT, ORG
 
 _TAGGED = """FROM ibex_core.memory_tags t WHERE t.org_id = :org_id AND t.memory_id = m.id
             AND t.tag = ANY(:{name}) AND t.created_at <= :as_of"""
@@ -81,30 +81,45 @@ UNLESS: Final[Mapping[str, str]] = {
 
 _BINDS: Final[Mapping[str, BindParameter[Any]]] = {
     bind.key: bind
-    for bind in (
-        ORG,
-        QUERY,
-        LIMIT,
-        bindparam("f_agents", type_=ARRAY(Uuid())),
-        bindparam("f_session_id", type_=Uuid()),
-        *(bindparam(f"f_{name}", type_=ARRAY(Text())) for name in ("categories", "sources", "statuses")),
-        *(bindparam(f"f_{name}", type_=ARRAY(Text())) for name in ("tags_any", "tags_all")),
-        bindparam("f_tags_all_count", type_=Integer()),
-        bindparam("f_metadata", type_=JSONB()),
-        bindparam("f_min_confidence", type_=Numeric()),
-        *(bindparam(name, type_=Moment) for name in ("as_of", "f_created_after", "f_created_before", "f_valid_at")),
-        bindparam("f_embedding_model", type_=Text()),
-        *(bindparam(name, type_=Float()) for name in ("k1", "b", "min_similarity")),
-        bindparam("text", type_=Text()),
-        bindparam("candidates", type_=Integer()),
+    for bind in cast(
+        "tuple[BindParameter[Any], ...]",
+        (
+            ORG,
+            bindparam("space_id", type_=Uuid()),
+            LIMIT,
+            bindparam("f_agents", type_=ARRAY(Uuid())),
+            bindparam("f_session_id", type_=Uuid()),
+            *(bindparam(f"f_{name}", type_=ARRAY(Text())) for name in ("categories", "sources", "statuses")),
+            *(bindparam(f"f_{name}", type_=ARRAY(Text())) for name in ("tags_any", "tags_all")),
+            bindparam("f_tags_all_count", type_=Integer()),
+            bindparam("f_metadata", type_=JSONB()),
+            bindparam("f_min_confidence", type_=Numeric()),
+            *(bindparam(name, type_=Moment) for name in ("as_of", "f_created_after", "f_created_before", "f_valid_at")),
+            bindparam("f_embedding_model", type_=Text()),
+            *(bindparam(name, type_=Float()) for name in ("k1", "b", "min_similarity")),
+            bindparam("text", type_=Text()),
+            bindparam("candidates", type_=Integer()),
+        ),
     )
 }
 _NAMED = re.compile(r"(?<!:):(\w+)")
 
 # A vector that was replaced may be of a model of another dimension; CASE keeps it from the operator.
-_SIMILARITY = f"""CASE WHEN w.version_num IS NULL THEN 1 - (m.embedding <=> :query)
-            WHEN vector_dims(w.replaced_embedding) = {cast("Any", QUERY.type).dim}
+_AT_HOME = f"""CASE WHEN w.version_num IS NULL THEN 1 - (m.embedding <=> :query)
+            WHEN vector_dims(w.replaced_embedding) = {EMBEDDING_DIMENSIONS}
             THEN 1 - (w.replaced_embedding <=> :query) END"""
+_HOME = """
+            AND NOT EXISTS (SELECT FROM ibex_core.embedding_spaces s
+                WHERE s.org_id = :org_id AND s.status = 'active' AND NOT s.in_memories)"""
+
+# After a move, what was replaced is of the model before: of contents that have changed since, the words speak.
+_BESIDE = "CASE WHEN w.version_num IS NULL THEN 1 - (x.embedding <=> :query) END"
+_VECTORS = """
+        LEFT JOIN ibex_core.memory_vectors x ON x.org_id = :org_id AND x.space_id = :space_id AND x.id = m.id
+            AND x.content_hash = m.content_hash AND x.embedding IS NOT NULL"""
+_MOVED = """
+            AND EXISTS (SELECT FROM ibex_core.embedding_spaces s
+                WHERE s.org_id = :org_id AND s.status = 'active' AND s.id = :space_id)"""
 
 _WORDS = """CASE WHEN v.content = m.content THEN m.search_vector
             ELSE to_tsvector('pg_catalog.english', v.content) END"""
@@ -123,7 +138,7 @@ _PAST = """
             WHERE w.org_id = :org_id AND w.memory_id = m.id AND w.version_num > v.version_num
                 AND w.content <> v.content
             ORDER BY w.version_num LIMIT 1
-        ) w ON true
+        ) w ON true{vectors}
         WHERE m.org_id = :org_id {where}
     )"""
 
@@ -169,15 +184,22 @@ _FOUND = (
 
 
 @cache
-def statement(shape: frozenset[str], *, vector: bool, words: bool, floor: bool) -> Select[*tuple[Any, ...]]:
+def statement(
+    shape: frozenset[str], *, vector: bool, words: bool, floor: bool, beside: int | None = None
+) -> Select[*tuple[Any, ...]]:
     """Return the best memories as they were and how each leg judged them, best first.
 
     Columns: those that :func:`as_it_was` reads, score, similarity, lexical, and the
     four of :class:`~ibex_db_memory.search.query.HitParts`.  Parameters: org_id,
     as_of, limit, those of the filters; query; text, k1, b; min_similarity where
-    ``floor``; with both legs candidates and vector_weight.
+    ``floor``; with both legs candidates and vector_weight; those of the space
+    (:mod:`~ibex_db_memory.search.spaces`), whose dimensions are ``beside`` where its vectors lie beside the memories.
     """
-    judged = _judged(shape, vector=vector, words=words, floor=floor).cte("candidates").prefix_with("MATERIALIZED")
+    judged = (
+        _judged(shape, vector=vector, words=words, floor=floor, beside=beside)
+        .cte("candidates")
+        .prefix_with("MATERIALIZED")
+    )
     model = judged.c.embedding_model
     if vector and words:
         parts = fusion.scored(judged, judged.c.version_num, model)
@@ -235,17 +257,22 @@ def statement(shape: frozenset[str], *, vector: bool, words: bool, floor: bool) 
     )
 
 
-def _judged(shape: frozenset[str], *, vector: bool, words: bool, floor: bool) -> TextualSelect:
+def _judged(shape: frozenset[str], *, vector: bool, words: bool, floor: bool, beside: int | None) -> TextualSelect:
     passes = " AND ".join(
         [CONDITIONS[name] for name in CONDITIONS if name in shape]
         + [condition for name, condition in UNLESS.items() if name not in shape]
     )
-    columns = [f"{_SIMILARITY if vector else 'CAST(NULL AS float8)'} AS similarity"]
+    similarity = _AT_HOME if beside is None else _BESIDE
+    columns = [f"{similarity if vector else 'CAST(NULL AS float8)'} AS similarity"]
     if words:
         columns += [f"{_WORDS} AS words", f"{passes} AS passes"]
     # The words' statistics are of all that the named agents knew, whatever the other filters let through.
     scope = f"AND {CONDITIONS['agents']}" if "agents" in shape else ""
-    past = _PAST.format(model=_MODEL, columns=", ".join(columns), where=scope if words else f"AND {passes}")
+    where = scope if words else f"AND {passes}"
+    if vector:  # what is believed of the space holds, or nothing is found
+        where += _HOME if beside is None else _MOVED
+    vectors = _VECTORS if vector and beside is not None else ""
+    past = _PAST.format(model=_MODEL, columns=", ".join(columns), vectors=vectors, where=where)
     over = "AND similarity >= :min_similarity" if floor else ""
     limit = "candidates" if vector and words else "limit"
     nearest = _NEAREST.format(
@@ -254,7 +281,8 @@ def _judged(shape: frozenset[str], *, vector: bool, words: bool, floor: bool) ->
     best = _BEST.format(floor=over, limit=limit)
     legs = f"({nearest}) UNION ({best})" if vector and words else nearest if vector else best
     clause = text(f"WITH {past}{_LEXICAL if words else ''} {legs}")
-    return clause.bindparams(*(_BINDS[name] for name in set(_NAMED.findall(clause.text)))).columns(*_FOUND)
+    binds = {**_BINDS, "query": spaces.query(beside)}
+    return clause.bindparams(*(binds[name] for name in set(_NAMED.findall(clause.text)))).columns(*_FOUND)
 
 
 _MEMORY = cast("Table", Memory.__table__)

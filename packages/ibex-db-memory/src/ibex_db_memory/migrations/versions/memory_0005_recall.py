@@ -8,13 +8,27 @@ from alembic import op
 from ibex_db_core.policies import APP_ROLE, OWNER_ROLE, PLATFORM_ROLE
 
 revision = "memory_0005"
-down_revision = "memory_0003"
+down_revision = "memory_0004"
 branch_labels = None
 depends_on = None
 
+# As memory_0004 has it.
+_REFUSE_LATE = """
+    -- What the writer believed of the organization's vectors no longer holds: cut_over() was there first.
+    IF EXISTS (SELECT FROM ibex_core.embedding_spaces s WHERE s.status = 'active' AND NOT s.in_memories)
+        AND EXISTS (SELECT FROM added a JOIN ibex_core.embedding_spaces s ON s.org_id = a.org_id
+            WHERE s.status = 'active' AND NOT s.in_memories AND a.embedding IS NOT NULL) THEN
+        RAISE EXCEPTION 'vectors have % dimensions, of %: the organization moved to that model',
+            (SELECT s.dimensions FROM ibex_core.embedding_spaces s JOIN added a ON s.org_id = a.org_id
+                WHERE s.status = 'active' LIMIT 1),
+            (SELECT s.embedding_model FROM ibex_core.embedding_spaces s JOIN added a ON s.org_id = a.org_id
+                WHERE s.status = 'active' LIMIT 1)
+            USING ERRCODE = '23514', CONSTRAINT = 'memories_embedding_space',
+                TABLE = TG_TABLE_NAME, SCHEMA = TG_TABLE_SCHEMA;
+    END IF;"""
 _FIRST_VERSION = """
 CREATE OR REPLACE FUNCTION ibex_core.memories_first_version() RETURNS trigger LANGUAGE plpgsql AS $$
-BEGIN
+BEGIN{refuse_late}
     INSERT INTO ibex_core.memory_versions (org_id, memory_id, version_num, operation,
         content, category, status, confidence, metadata,{names} change_reason, changed_by)
     SELECT org_id, id, 1, COALESCE(NULLIF(current_setting('app.change_operation', true), ''), 'created'),
@@ -142,7 +156,7 @@ def downgrade() -> None:
 
 
 def _versions(*, first: str, names: str, values: str) -> None:
-    op.execute(_FIRST_VERSION.format(names=first))
+    op.execute(_FIRST_VERSION.format(names=first, refuse_late=_REFUSE_LATE))
     op.execute(_NEXT_VERSION.format(names=names, values=values))
 
 

@@ -14,16 +14,16 @@ from ibex_db_core.types import JsonObject, VectorLike
 from ibex_db_memory.drafts import check_embedding
 from ibex_db_memory.models import MemoryCategory, MemorySource, MemoryStatus
 from ibex_db_memory.repositories.memory.past import Past
-from ibex_db_memory.repositories.memory.wording import Wording
 from ibex_db_memory.search import query, ranking, rerank
 from ibex_db_memory.search.filters import Filters, OneOrMany, limit_of
 from ibex_db_memory.search.lexical import check_text
 from ibex_db_memory.search.plan import Plan, decide, sizes_for
 from ibex_db_memory.search.query import Hit, HitParts, Hits
 from ibex_db_memory.search.ranking import HotMemory, HotWeights, ScoreParts
+from ibex_db_memory.search.spaces import Space
 
 
-class Finding(Wording, Past):
+class Finding(Past):
     """Searching an organization's memories."""
 
     async def search(
@@ -154,7 +154,6 @@ class Finding(Wording, Past):
                 hits = Hits(ranked, hits.plan)
         else:
             hits = await self._fused(vector, text, filters, wanted, least, exact=exact, explain=explain)
-        _refuse_mixed_models(hits)
         if least is not None:
             hits = Hits([hit for hit in hits if cast("float", hit.similarity) >= least], hits.plan)
         if rank is None:
@@ -237,17 +236,26 @@ class Finding(Wording, Past):
         return [HotMemory(memory, score, ScoreParts(*parts) if explain else None) for memory, score, *parts in rows]
 
     async def _nearest(self, embedding: Vector, filters: Filters, limit: int, *, exact: bool) -> Hits:
-        plan = Plan(exact=True, reason="asked for") if exact else decide(await self._scope_size(filters))
-        hits = await self._scan(embedding, filters, limit, exact=plan.exact)
+        async def find(space: Space, narrowed: Filters) -> Hits:
+            return await self._nearest_in(space, embedding, narrowed, limit, exact=exact)
+
+        return await self._searched(embedding, filters, find)
+
+    async def _nearest_in(self, space: Space, embedding: Vector, filters: Filters, limit: int, *, exact: bool) -> Hits:
+        plan = Plan(exact=True, reason="asked for") if exact else decide(await self._scope_size(filters), space)
+        hits = await self._scan(space, embedding, filters, limit, exact=plan.exact)
         if not plan.exact and len(hits) < limit:
             # The index gave up (hnsw.max_scan_tuples) before the filters had let enough through.
-            hits = await self._scan(embedding, filters, limit, exact=True)
+            hits = await self._scan(space, embedding, filters, limit, exact=True)
             plan = replace(plan, exact=True, rescanned=True, reason=f"{plan.reason}, but the index found too few")
         return Hits(hits, plan)
 
-    async def _scan(self, embedding: Vector, filters: Filters, limit: int, *, exact: bool) -> Sequence[Hit]:
+    async def _scan(
+        self, space: Space, embedding: Vector, filters: Filters, limit: int, *, exact: bool
+    ) -> Sequence[Hit]:
         parameters = {"org_id": self._tenant, "query": embedding, "limit": limit, **filters.parameters}
-        rows = (await self._execute(query.statement(filters.shape, exact=exact), parameters)).all()
+        statement = query.statement(filters.shape, exact=exact, beside=space.beside)
+        rows = (await self._execute(statement, {**parameters, **space.parameters})).all()
         return [Hit(memory, 1.0 - distance, 1.0 - distance) for memory, distance in rows]
 
     async def _scope_size(self, filters: Filters) -> int:
@@ -259,13 +267,3 @@ class Finding(Wording, Past):
             return cast("int", (await self._execute(statement, parameters)).scalar_one())
 
         return await sizes_for(self._session.get_bind()).get((self._tenant, filters.agents), count)
-
-
-def _refuse_mixed_models(hits: Hits) -> None:
-    """Similarities of two models do not compare; silence would only look like an answer."""
-    models = {hit.memory.embedding_model for hit in hits if hit.similarity is not None}
-    if len(models) > 1:
-        named = ", ".join(sorted(str(model) for model in models))
-        raise InvalidInputError(
-            "embedding_model", None, f"must name one model: the nearest memories have vectors of {named}"
-        )
