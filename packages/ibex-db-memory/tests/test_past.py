@@ -432,3 +432,19 @@ def test_memory_has_every_column_in_a_past_row() -> None:
     brought = {*past.NOW, *past.OVERLAID, "content_hash", "embedding", "search_vector"}
 
     assert brought == {column.name for column in Memory.__table__.columns}
+
+
+async def test_the_past_moves_with_the_memories(
+    do: Do, ibex_db: Database, memories: MemoryRepository, *, agent_id: UUID, other_home: Home, vector: Vector
+) -> None:
+    """An export holds what a version replaced, and a search of the past finds it where it was imported."""
+    ident, then = await remembered(do, agent_id, "Has a cat.", embedding=vector(1), embedding_model="m")
+    await do(lambda m: m.update(ident, content="Has a dog.", embedding=vector(2)))
+    lines = [line async for line in memories.export()]
+
+    async with ibex_db.tenant(other_home.org_id) as session:
+        there = MemoryRepository(session)
+        await there.import_(lines, agents={agent_id: other_home.agent_id})
+        hits = await there.search(embedding=vector(1), as_of=then)
+    assert [(hit.memory.content, hit.memory.embedding_model) for hit in hits] == [("Has a cat.", "m")]
+    assert hits[0].similarity == pytest.approx(1.0)
