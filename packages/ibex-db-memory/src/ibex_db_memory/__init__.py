@@ -13,6 +13,7 @@ from ibex_db_memory.errors import CheckpointDamagedError, ExportDamagedError
 from ibex_db_memory.models import (
     EMBEDDING_DIMENSIONS,
     INDEXED_DIMENSIONS,
+    MEMORY_STEPS,
     SESSION_STEPS,
     Checkpoint,
     EmbeddingSpace,
@@ -53,6 +54,7 @@ __all__ = [
     "INDEXED_DIMENSIONS",
     "MAX_CONTENT_LENGTH",
     "MAX_TAG_LENGTH",
+    "MEMORY_STEPS",
     "MIN_CONTENT_LENGTH",
     "SESSION_STEPS",
     "Checkpoint",

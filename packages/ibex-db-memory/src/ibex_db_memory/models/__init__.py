@@ -4,6 +4,7 @@ import ibex_db_tenancy  # noqa: F401  # pyright: ignore[reportUnusedImport] - pa
 from ibex_db_memory.models.checkpoint import Checkpoint
 from ibex_db_memory.models.embedding_space import EmbeddingSpace
 from ibex_db_memory.models.enums import (
+    MEMORY_STEPS,
     SESSION_STEPS,
     MemoryCategory,
     MemorySource,
@@ -23,6 +24,7 @@ from ibex_db_memory.models.session import Session
 __all__ = [
     "EMBEDDING_DIMENSIONS",
     "INDEXED_DIMENSIONS",
+    "MEMORY_STEPS",
     "SESSION_STEPS",
     "Checkpoint",
     "EmbeddingSpace",

@@ -15,7 +15,7 @@ Retrieval, 2023; the weights and the number of candidates: decision 0020.
 from functools import cache
 from typing import Any, Final, cast
 
-from sqlalchemy import ColumnElement, Float, Select, bindparam, case, func, literal_column, select
+from sqlalchemy import CTE, ColumnElement, Float, Select, bindparam, case, func, literal_column, select
 from sqlalchemy.orm import InstrumentedAttribute
 
 from ibex_db_memory.models import Memory
@@ -79,25 +79,7 @@ def statement(
         .cte("judged")
         .prefix_with("MATERIALIZED")
     )
-    similarity, said = judged.c.similarity, judged.c.lexical
-    low, high = func.min(similarity).over(), func.max(similarity).over()
-    vector_part = func.coalesce(
-        # All alike: the vector tells none from another, and takes nothing away from any.
-        case((high > low, (similarity - low) / (high - low)), (similarity.is_not(None), 1.0)),
-        0.0,
-    )
-    lexical_part = func.coalesce(said / func.nullif(func.max(said).over(), 0.0, type_=Float()), 0.0)
-    weight: Any = bindparam("vector_weight", type_=Float())
-    parts = select(
-        judged.c.id,
-        similarity,
-        said,
-        vector_part.label("vector_part"),
-        lexical_part.label("lexical_part"),
-        (weight * vector_part + (1.0 - weight) * lexical_part).label("score"),
-        _rank(similarity, judged.c.id).label("vector_rank"),
-        _rank(func.nullif(said, 0.0, type_=Float()), judged.c.id).label("lexical_rank"),
-    ).cte("parts")
+    parts = scored(judged)
     top = select(parts).order_by(parts.c.score.desc(), parts.c.id).limit(LIMIT).subquery("top")
     return (
         select(
@@ -115,6 +97,35 @@ def statement(
         .where(Memory.org_id == ORG, spaces.holds(beside))
         .order_by(top.c.score.desc(), Memory.id)
     )
+
+
+def scored(judged: CTE, *also: "ColumnElement[Any]") -> CTE:
+    """Return each candidate with its score, its parts, and ``also``.
+
+    Args:
+        judged: id, similarity and lexical of each candidate; NULL and 0 where a leg says nothing.
+        also: further columns of judged.
+    """
+    similarity, said = judged.c.similarity, judged.c.lexical
+    low, high = func.min(similarity).over(), func.max(similarity).over()
+    vector_part = func.coalesce(
+        # All alike: the vector tells none from another, and takes nothing away from any.
+        case((high > low, (similarity - low) / (high - low)), (similarity.is_not(None), 1.0)),
+        0.0,
+    )
+    lexical_part = func.coalesce(said / func.nullif(func.max(said).over(), 0.0, type_=Float()), 0.0)
+    weight: Any = bindparam("vector_weight", type_=Float())
+    return select(
+        judged.c.id,
+        *also,
+        similarity,
+        said,
+        vector_part.label("vector_part"),
+        lexical_part.label("lexical_part"),
+        (weight * vector_part + (1.0 - weight) * lexical_part).label("score"),
+        _rank(similarity, judged.c.id).label("vector_rank"),
+        _rank(func.nullif(said, 0.0, type_=Float()), judged.c.id).label("lexical_rank"),
+    ).cte("parts")
 
 
 def _rank(score: "ColumnElement[Any]", ident: "ColumnElement[Any] | InstrumentedAttribute[Any]") -> ColumnElement[Any]:

@@ -12,6 +12,7 @@ from ibex_db_memory.models import Memory
 from ibex_db_memory.search import spaces
 from ibex_db_memory.search.filters import conditions
 from ibex_db_memory.search.plan import EXACT_UP_TO, Plan
+from ibex_db_memory.search.ranking import ScoreParts
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,7 @@ class Hit:
         similarity: cosine similarity in [-1, 1]; None where the search or the memory had no vector.
         lexical: BM25 score, 0 where no word of the text is said; None where the search had no text.
         parts: how each leg judged it; None unless explain=True.
+        version_num: of a search of the past, which version it is; None: the memory as it is.
     """
 
     memory: Memory
@@ -33,6 +35,7 @@ class Hit:
     similarity: float | None
     lexical: float | None = None
     parts: "HitParts | None" = None
+    version_num: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +47,14 @@ class HitParts:
         vector_part: the similarity, normalised to [0, 1] over the candidates; None unless hybrid.
         lexical_rank: its place by BM25 among the candidates, from 1; None: no word of the text is said.
         lexical_part: the BM25 score, normalised to [0, 1] over the candidates; None unless hybrid.
+        hot: the parts of its score, where the search was told to rank by it; ranks are those of before then.
     """
 
     vector_rank: int | None = None
     vector_part: float | None = None
     lexical_rank: int | None = None
     lexical_part: float | None = None
+    hot: ScoreParts | None = None
 
 
 class Hits(Sequence[Hit]):

@@ -59,7 +59,11 @@ _BESIDE = (
 _VERSION = _fields(
     "v",
     *("version_num", "operation", "content", "category", "status", "confidence", "metadata"),
-    *("change_reason", "changed_by"),
+    *("replaced_embedding_model", "change_reason", "changed_by"),
+    valid_from=_utc("v.valid_from"),
+    valid_until=_utc("v.valid_until"),
+    # Its text is the shortest that gives the same float32 again.
+    replaced_embedding="CAST(v.replaced_embedding AS text)",
     created_at=_utc("v.created_at"),
 )
 _EDGE = _fields(

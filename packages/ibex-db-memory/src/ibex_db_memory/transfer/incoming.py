@@ -58,6 +58,10 @@ VERSION_COLUMNS: Mapping[str, str] = {
     "status": "text",
     "confidence": "numeric",
     "metadata": "jsonb",
+    "valid_from": "timestamptz",
+    "valid_until": "timestamptz",
+    "replaced_embedding": "vector",
+    "replaced_embedding_model": "text",
     "change_reason": "text",
     "changed_by": "uuid",
     "created_at": "timestamptz",
@@ -193,6 +197,16 @@ def _embedding(given: object) -> pgvector.Vector | None:
     return pack_vector(numbers)
 
 
+def _replaced(given: object) -> pgvector.Vector | None:
+    """Parse a version's vector, of any dimension, as Postgres writes it: [0.1,0.2]."""
+    if given is None:
+        return None
+    try:
+        return pack_vector(json.loads(cast("str", given)), field="replaced_embedding")
+    except (TypeError, ValueError, RecursionError) as exc:
+        raise InvalidInputError("replaced_embedding", given, "must be a vector as text, [0.1,0.2]") from exc
+
+
 def _tags(given: object) -> Sequence[tuple[str, datetime | None]]:
     if given is None:
         return []
@@ -220,8 +234,11 @@ def _versions(given: object) -> Sequence[Mapping[str, object]]:
         version = cast("dict[str, Any]", record)
         _refuse_unknown(version, set(VERSION_COLUMNS))
         values = {
-            name: _checked(MemoryVersion, name, version.get(name)) for name in VERSION_COLUMNS if name != "metadata"
+            name: _checked(MemoryVersion, name, version.get(name))
+            for name in VERSION_COLUMNS
+            if name not in {"metadata", "replaced_embedding"}
         }
+        values["replaced_embedding"] = _replaced(version.get("replaced_embedding"))
         if values["version_num"] != number:
             raise InvalidInputError("version_num", values["version_num"], f"must be {number}: without gaps, from 1")
         found.append({**values, "metadata": json_text("metadata", version.get("metadata"))})

@@ -265,9 +265,7 @@ class Loader:
         found |= self.space.parameters
         for name, kind in COLUMNS.items():
             values = [one.values[name] for one in batch]
-            if kind == "vector" and not self._binary:
-                values = [cast("pgvector.Vector", value).to_text() if value is not None else None for value in values]
-            found[name] = values
+            found[name] = self._sent(values) if kind == "vector" else values
         found["origin_id"] = [one.origin_id for one in batch]
         found["fingerprint"] = [self._fingerprint(one, one.values["agent_id"]) for one in batch]
         found["origin_fingerprint"] = [self._fingerprint(one, one.origin_agent_id) for one in batch]
@@ -275,8 +273,15 @@ class Loader:
         found |= {f"tags_{name}": [row[at] for row in tags] for at, name in enumerate(_TAGS)}
         versions = [(one.values["id"], version) for one in batch for version in one.versions or [_first(one)]]
         found["versions_memory_id"] = [ident for ident, _ in versions]
-        found |= {f"versions_{name}": [version[name] for _, version in versions] for name in VERSION_COLUMNS}
+        for name, kind in VERSION_COLUMNS.items():
+            values = [version[name] for _, version in versions]
+            found[f"versions_{name}"] = self._sent(values) if kind == "vector" else values
         return found
+
+    def _sent(self, vectors: Sequence[Any]) -> Sequence[object]:
+        if self._binary:
+            return vectors
+        return [None if vector is None else cast("pgvector.Vector", vector).to_text() for vector in vectors]
 
     def _fingerprint(self, one: Incoming, agent_id: UUID) -> str | None:
         if self._key is None:
@@ -286,11 +291,13 @@ class Loader:
 
 def _first(one: Incoming) -> Mapping[str, object]:
     """Return the first version of a memory that brings none: as it is, from when it was made."""
-    same = ("content", "category", "status", "confidence", "metadata", "created_at")
+    same = ("content", "category", "status", "confidence", "metadata", "valid_from", "valid_until", "created_at")
     return {
         **{name: one.values[name] for name in same},
         "version_num": 1,
         "operation": VersionOperation.IMPORTED,
+        "replaced_embedding": None,
+        "replaced_embedding_model": None,
         "change_reason": None,
         "changed_by": None,
     }
