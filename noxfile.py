@@ -311,17 +311,10 @@ def _required(wheels: tuple[str, ...], extras: tuple[str, ...]) -> Iterator[str]
     """Give what wheels and the extras asked of them require of others."""
     for wheel in wheels:
         project = nox.project.load_toml(ROOT / "packages" / wheel / "pyproject.toml")["project"]
-        asked = {
-            name
-            for extra in extras
-            if extra.startswith(f"{wheel}[")
-            for name in extra[:-1].partition("[")[2].split(",")
-        }
-        for lines in (
-            project["dependencies"],
-            *(project.get("optional-dependencies", {}).get(name, ()) for name in asked),
-        ):
-            yield from (line for line in lines if not line.startswith("ibex-db"))
+        asked = [extra[:-1].partition("[")[2].split(",") for extra in extras if extra.startswith(f"{wheel}[")]
+        optional = project.get("optional-dependencies", {})
+        wanted = [project["dependencies"], *(optional.get(name, []) for names in asked for name in names)]
+        yield from (line for lines in wanted for line in lines if not line.startswith("ibex-db"))
 
 
 @functools.cache
