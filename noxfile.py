@@ -85,7 +85,7 @@ def lint(session: nox.Session) -> None:
     session.run("lint-imports")
     for wheel in WHEELS:
         with session.chdir(ROOT / "packages" / wheel):
-            session.run("deptry", "src", "--config", str(ROOT / "pyproject.toml"))
+            session.run("deptry", "src")
     session.run("python", "tools/licences.py", "--check")
 
 
