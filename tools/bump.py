@@ -50,7 +50,7 @@ def main(words: list[str]) -> None:
     versions = {tomllib.loads(file.read_text())["project"]["version"] for file in files.values()}
     if len(versions) != 1:
         raise SystemExit(f"the wheels disagree on their version: {sorted(versions)}")
-    if not any(ROOT.joinpath("changes").glob("*.md")):
+    if not any(ROOT.joinpath("changes").glob("*.*.md")):
         raise SystemExit("changes/ holds no fragment: a release without a change is none")
     (old,) = versions
     new = bumped(old, words[0])

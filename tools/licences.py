@@ -52,8 +52,8 @@ _SPELLINGS = {
 _HEAD = """\
 # Licences
 
-ibex-db is under Apache-2.0. What it brings into a service, with every extra, at the versions that are tested; written by
-`uv run python tools/licences.py`, checked by `nox -s lint`.
+ibex-db is under Apache-2.0. What it brings into a service, with every extra, at the versions that are tested;
+written by `uv run python tools/licences.py`, checked by `nox -s lint`.
 
 | package | version | licence |
 |---|---|---|
@@ -71,12 +71,12 @@ def required() -> list[str]:
 
 def licence(package: Distribution) -> str:
     """Return what a package says of itself, as SPDX spells it where that is known."""
-    metadata = package.metadata
-    said = metadata.get("License-Expression")
+    metadata = package.metadata.json
+    said = str(metadata.get("license_expression", ""))
     if not said:
-        classifiers = [line for line in metadata.get_all("Classifier") or [] if line.startswith("License ::")]
+        classifiers = [str(line) for line in metadata.get("classifier", []) if str(line).startswith("License ::")]
         named = [line.rpartition(" :: ")[2] for line in classifiers if line != "License :: OSI Approved"]
-        field = (metadata.get("License") or "").strip()
+        field = str(metadata.get("license", "")).strip()
         # The field may hold the licence's whole text; then the classifier says which.
         said = field if field and "\n" not in field else " AND ".join(named)
     return _SPELLINGS.get(said, said) or "not said"
