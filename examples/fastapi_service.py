@@ -1,12 +1,12 @@
 """A memory service: each request is one transaction of the organization whose token it carries.
 
-    uvicorn examples.fastapi_service:app
+    uv run uvicorn --app-dir examples fastapi_service:app
 
 Errors leave as problem details (RFC 9457), so that a client reads one shape whatever went wrong.
 """
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated
 from uuid import UUID
@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 
 
 @asynccontextmanager
-async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
     """Open the database of IBEX_DATABASE_URL, and close it; migrations are the deployment's work."""
     async with Database.from_env() as db:
         app.state.db = db
@@ -176,6 +176,7 @@ async def on_ibex_error(_request: Request, exc: Exception) -> JSONResponse:
 @app.exception_handler(RequestValidationError)
 async def on_validation_error(_request: Request, exc: Exception) -> JSONResponse:
     """Give FastAPI's own refusals the same shape."""
-    found = exc.errors() if isinstance(exc, RequestValidationError) else []
-    errors = [{"field": ".".join(map(str, error["loc"])), "rule": error["msg"]} for error in found]
+    errors: list[dict[str, str]] = []
+    if isinstance(exc, RequestValidationError):
+        errors += ({"field": ".".join(map(str, error["loc"])), "rule": error["msg"]} for error in exc.errors())
     return problem(422, "Invalid input", errors=errors)

@@ -1,15 +1,12 @@
 """The public API is written down, and whoever changes it says so to its users."""
 
 import difflib
-import sys
 from pathlib import Path
 
 import pytest
+from api_snapshot import FOLDER, public_api, unacknowledged
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tools"))
-
-from public_api import FOLDER, public_api, unacknowledged  # noqa: E402 - beside the noxfile, in tools/
 
 NOW = (FOLDER / "now.txt").read_text()
 
@@ -18,7 +15,7 @@ def test_the_public_api_is_what_is_written_down() -> None:
     found = public_api()
 
     told = "\n".join(difflib.unified_diff(NOW.splitlines(), found.splitlines(), "written down", "installed", n=0))
-    assert found == NOW, f"if this is meant: uv run python tools/public_api.py\n{told}"
+    assert found == NOW, f"if this is meant: uv run python tools/api_snapshot.py\n{told}"
 
 
 def test_what_changed_since_the_release_is_in_a_fragment_of_the_changelog() -> None:

@@ -2,6 +2,8 @@
 
 import asyncio
 import importlib.util
+import json
+import re
 import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -18,7 +20,9 @@ from ibex_db_core.testing import TestDatabase
 from ibex_db_memory.testing import MakeMemory
 from ibex_db_tenancy.testing import MakeAgent, MakeOrganization, MakeToken, TestTenant
 
-EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "fastapi_service.py"
+ROOT = Path(__file__).resolve().parent.parent
+EXAMPLE = ROOT / "examples" / "fastapi_service.py"
+PAGE = ROOT / "docs" / "how-to" / "fastapi.md"
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +58,14 @@ async def client(address: str, make_token: MakeToken) -> AsyncIterator[httpx.Asy
 
 def bearer(token: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {token}"}
+
+
+def test_the_page_quotes_the_example_and_its_test() -> None:
+    blocks = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    written = EXAMPLE.read_text() + Path(__file__).read_text()
+
+    assert len(blocks) >= 5
+    assert [block for block in blocks if block not in written] == []
 
 
 async def test_what_is_remembered_is_found(client: httpx.AsyncClient, make_agent: MakeAgent) -> None:
@@ -99,6 +111,7 @@ async def test_no_token_and_a_false_one_are_refused_alike(address: str, sent: di
 
 
 async def test_refusals_are_problem_details(client: httpx.AsyncClient, make_agent: MakeAgent) -> None:
+    shown = re.findall(r"^```json\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
     agent = await make_agent()
     empty = await client.post("/memories", json={"agent_id": str(agent.id), "content": " "})
     absent = await client.get(f"/memories/{uuid4()}")
@@ -109,7 +122,7 @@ async def test_refusals_are_problem_details(client: httpx.AsyncClient, make_agen
     assert [answer.status_code for answer in answers] == [422, 404, 422, 422]
     assert {answer.headers["content-type"] for answer in answers} == {"application/problem+json"}
     assert all(answer.json()["status"] == answer.status_code for answer in answers)
-    assert empty.json()["field"] == "content"
+    assert empty.json() == json.loads(shown[0])
     assert "detail" not in stranger.json()  # what the server said of the row is for the log
     assert [error["field"] for error in malformed.json()["errors"]] == ["body.agent_id", "body.content"]
 

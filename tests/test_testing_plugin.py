@@ -1,12 +1,16 @@
 """The fixtures, in runs of pytest as a service has them: pytest-asyncio in both modes, anyio, xdist."""
 
 import os
+import re
+from pathlib import Path
 from textwrap import dedent
 
 import pytest
 
 from ibex_db_core.provisioning import Cluster
 from ibex_db_core.testing import URL_VARIABLE
+
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "how-to" / "test-a-service.md"
 
 pytest_plugins = ["pytester"]
 
@@ -78,6 +82,19 @@ def service(pytester: pytest.Pytester, ibex_cluster: Cluster, monkeypatch: pytes
 
 def _run(service: pytest.Pytester, *options: str) -> pytest.RunResult:
     return service.runpytest_subprocess("-W", "error", "-p", "no:cacheprovider", *options, timeout=120)
+
+
+def test_the_pages_tests_run_as_written(service: pytest.Pytester) -> None:
+    blocks = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    anyio = [block for block in blocks if "anyio" in block]
+    service.makepyfile(**{f"test_{number}": block for number, block in enumerate(blocks) if block not in anyio})
+
+    _run(service, *AUTO).assert_outcomes(passed=2)
+
+    for path in service.path.glob("test_*.py"):
+        path.unlink()
+    service.makepyfile(*anyio)
+    _run(service, *STRICT).assert_outcomes(passed=1)
 
 
 @pytest.mark.parametrize("loop", LOOPS)

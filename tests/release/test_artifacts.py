@@ -1,15 +1,12 @@
 """What `nox -s build` looks at would be seen: a file too many, one too few, bytes that differ."""
 
-import sys
 import zipfile
 from pathlib import Path
 
+import artifacts
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path.insert(0, str(ROOT / "tools"))
-
-import artifacts  # noqa: E402 - beside the noxfile, in tools/
 
 WHEELS = ("ibex-db-tenancy",)
 INFO = "ibex_db_tenancy-1.0.0.dist-info"

@@ -8,12 +8,10 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from bump import bounds, bumped
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 WHEELS = ("ibex-db-core", "ibex-db-tenancy", "ibex-db-memory")
-sys.path.insert(0, str(ROOT / "tools"))
-
-from bump import bounds, bumped  # noqa: E402 - beside the noxfile, in tools/
 
 
 @pytest.mark.parametrize(("part", "after"), [("patch", "0.4.3"), ("minor", "0.5.0"), ("major", "1.0.0")])

@@ -1,6 +1,6 @@
 """The public API of the installed wheels, a line for each name: what services hold on to.
 
-    uv run python tools/public_api.py        writes tests/public_api/now.txt anew
+    uv run python tools/api_snapshot.py        writes tests/public_api/now.txt anew
 
 Read from the sources as they are installed, so that it is the same on each Python: names, signatures, fields, what
 classes stand on.  Said once for each public class, inherited from ours or not.
