@@ -8,7 +8,6 @@ import json
 import os
 import pty
 import re
-import select
 import shlex
 import shutil
 import signal
@@ -521,11 +520,6 @@ def terminal(*words: str, said: str = "", columns: int = 100, env: Mapping[str, 
     fcntl.ioctl(screen, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
     shown = b""
     while True:
-        if not select.select([screen], [], [], 1.0)[0]:
-            # A terminal drops what was typed before the program asked for it: then it is typed again.
-            if said and b"[y/N]" in shown:
-                os.write(screen, said.encode())
-            continue
         try:
             read = os.read(screen, 65536)
         except OSError:  # Linux's end of file on a terminal
@@ -533,6 +527,10 @@ def terminal(*words: str, said: str = "", columns: int = 100, env: Mapping[str, 
         if not read:
             break
         shown += read
+        if said and b"[y/N]" in shown:
+            time.sleep(0.1)
+            os.write(screen, said.encode())
+            said = ""
     os.close(screen)
     _, status = os.waitpid(child, 0)
     return shown.decode(), os.waitstatus_to_exitcode(status)
