@@ -329,7 +329,8 @@ def _build() -> None:
         subprocess.run(command, cwd=ROOT, check=True)  # noqa: S603 - our own words
 
 
+@functools.cache
 def _build_everything(folder: pathlib.Path) -> None:
-    """Build sdists, and wheels from them; the files' times are the last commit's, so that bytes depend on it alone."""
+    """Build sdists, and wheels from them, once for each folder; the files' times are the last commit's."""
     command = ("uv", "build", "--quiet", "--all-packages", "--clear", "--out-dir", folder)
     subprocess.run(command, cwd=ROOT, check=True, env=os.environ | artifacts.epoch(ROOT))  # noqa: S603 - our own words
