@@ -65,7 +65,7 @@ def _lines(member: griffe.Object | griffe.Alias, name: str) -> Iterator[str]:
             or found.labels & {"class-attribute", "instance-attribute"} == {"instance-attribute"}
         )
         value = "" if silent else f" = {found.value}"
-        yield f"{property_}{name}: {found.annotation or ''}{value}".replace(":  =", " =")
+        yield f"{property_}{name}: {found.annotation or ''}{value}".replace(":  =", " =").removesuffix(": ")
 
 
 def _signature(function: griffe.Function, name: str, kind: str) -> str:
