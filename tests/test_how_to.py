@@ -51,7 +51,7 @@ def test_most_pages_run() -> None:
 
 
 def test_every_page_is_in_the_index() -> None:
-    listed = set(re.findall(r"\]\(([a-z_]+\.md)\)", (FOLDER / "README.md").read_text()))
+    listed = set(re.findall(r"\]\(([a-z_-]+\.md)\)", (FOLDER / "README.md").read_text()))
 
     assert listed == PAGES.keys()
 
