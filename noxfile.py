@@ -13,7 +13,7 @@ import nox
 
 nox.needs_version = ">=2025.11.12"
 nox.options.default_venv_backend = "uv"
-nox.options.sessions = ["lint", "types", "alone", "together", "judges"]
+nox.options.sessions = ["lint", "types", "alone", "together", "judges", "docs"]
 nox.options.error_on_external_run = True
 
 ROOT = pathlib.Path(__file__).parent
@@ -56,12 +56,13 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Run mypy and pyright, both strict, on sources, tests and examples."""
-    _sync(session, "types", "test")
+    _sync(session, "types", "test", "docs")
     session.run("mypy")
     for wheel in WHEELS:  # a run each: every package has its own conftest.py
         session.run("mypy", f"packages/{wheel}/tests")
     session.run("mypy", "tests")
     session.run("mypy", "examples")
+    session.run("mypy", "docs")
     session.run("pyright", "--pythonpath", shutil.which("python", path=session.bin) or "python")
 
 
@@ -99,6 +100,13 @@ def judges(session: nox.Session) -> None:
     """Let pgrls and squawk, written by others, look at the migrated database and at the migrations."""
     _sync(session, "test", "judges")
     session.run("pytest", "tests/judges", *session.posargs)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the documentation site into .nox/site; a broken link, a lost anchor or any other warning fails it."""
+    _sync(session, "docs")
+    session.run("properdocs", "build", "--config-file", "properdocs.yml", *session.posargs)
 
 
 @nox.session(default=False)

@@ -1,4 +1,4 @@
-"""What the site does to docstrings: ``Example:`` is a doctest here, and ``::`` announces code without a second colon."""
+"""What the site does to docstrings: ``Example:`` is run there, so it is code here; ``::`` needs no second colon."""
 
 import re
 

@@ -12,14 +12,17 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from textwrap import indent
+from typing import cast
 
 import typer
+from properdocs.config.defaults import ProperDocsConfig
+from properdocs.structure.files import File, Files
+from typer.core import TyperGroup
+
 from ibex_db_core import Base, BaseRepository
 from ibex_db_core.cli.app import build
 from ibex_db_core.migrations.runner import metadata, wheels
 from ibex_db_core.schema import ddl, entities, mermaid, svg
-from properdocs.config.defaults import ProperDocsConfig
-from properdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -75,9 +78,22 @@ def _navigation(files: Files, made: dict[str, str]) -> list[dict[str, object]]:
     navigation = list[dict[str, object]]()
     for section, named in SECTIONS.items():
         pages = [path for place in named for path in _ordered(place, there, made)]
-        if pages:
+        if section == "Reference":
+            navigation.append({section: [*_outside_wheels(pages), *_by_wheel(pages)]})
+        elif pages:
             navigation.append({section: pages[0] if len(pages) == 1 else pages})
     return navigation
+
+
+def _outside_wheels(pages: Sequence[str]) -> list[str]:
+    return [page for page in pages if not any(re.match(rf"reference/{wheel}\b", page) for wheel in wheels())]
+
+
+def _by_wheel(pages: Sequence[str]) -> list[dict[str, list[str]]]:
+    return [
+        {package: [page for page in pages if re.match(rf"reference/{wheel}\b", page)]}
+        for wheel, package in wheels().items()
+    ]
 
 
 def _is_in(path: str, place: str) -> bool:
@@ -145,11 +161,14 @@ class _Page:
 
 
 def _front() -> str:
-    rows = "".join(f"| [{package}]({wheel}.md) | {_first_line(importlib.import_module(package))} |\n" for wheel, package in wheels().items())
+    rows = "".join(
+        f"| [{package}]({wheel}.md) | {_first_line(importlib.import_module(package))} |\n"
+        for wheel, package in wheels().items()
+    )
     return f"""# Reference
 
-Every public name of every installed wheel is in `ibex_db`: `from ibex_db import Database, Memory`. What is not listed here
-is private, and may change in any release. Written from the docstrings.
+Every public name of every installed wheel is in `ibex_db`: `from ibex_db import Database, Memory`. What is not listed
+here is private, and may change in any release. Written from the docstrings.
 
 | wheel | |
 |---|---|
@@ -166,8 +185,14 @@ def _wheel(wheel: str, package: str) -> Iterator[tuple[str, str]]:
         f"| [`{name}`]({page.path}#ibex_db.{name}) | {_first_line(getattr(module, name))} |\n"
         for name, page in sorted((name, page) for page in pages for name in page.names)
     )
-    yield f"reference/{wheel}.md", f"# {package}\n\n{inspect.getdoc(module)}\n\n{listed}\n| name | |\n|---|---|\n{names}"
+    yield (
+        f"reference/{wheel}.md",
+        f"# {package}\n\n{inspect.getdoc(module)}\n\n{listed}\n| name | |\n|---|---|\n{names}",
+    )
     for page in pages:
+        if page.names == [page.title]:
+            yield f"reference/{page.path}", f"::: ibex_db.{page.title}\n    options:\n      heading_level: 1\n"
+            continue
         told = "".join(f"::: ibex_db.{name}\n\n" for name in page.names)
         yield f"reference/{page.path}", f"# {page.title}\n\n{told}"
 
@@ -210,11 +235,10 @@ def _first_line(found: object) -> str:
 
 
 def _command_line() -> str:
-    group = typer.main.get_command(build())
-    commands = getattr(group, "commands")
-    parts = ["# Command line\n\n`ibex-db COMMAND`, of the extra `cli`: `uv add \"ibex-db-core[cli]\"`.\n"]
+    group = cast("TyperGroup", typer.main.get_command(build()))
+    parts = ['# Command line\n\n`ibex-db COMMAND`, of the extra `cli`: `uv add "ibex-db-core[cli]"`.\n']
     with typer.Context(group, info_name="ibex-db") as top:
-        for name, command in sorted(commands.items()):
+        for name, command in sorted(group.commands.items()):
             with typer.Context(command, info_name=name, parent=top) as context:
                 usage = " ".join(command.collect_usage_pieces(context))
                 rows = "".join(
@@ -222,5 +246,7 @@ def _command_line() -> str:
                     for option in command.get_params(context)
                     if (record := option.get_help_record(context))
                 )
-            parts.append(f"\n## {name}\n\n```console\n$ ibex-db {name} {usage}\n```\n\n{inspect.cleandoc(command.help or '')}\n\n| option | |\n|---|---|\n{rows}")
+            told = inspect.cleandoc(command.help or "")
+            parts.append(f"\n## {name}\n\n```console\n$ ibex-db {name} {usage}\n```\n\n{told}\n")
+            parts.append(f"\n| option | |\n|---|---|\n{rows}")
     return "".join(parts)
