@@ -17,6 +17,7 @@ from typing import cast
 import typer
 from properdocs.config.defaults import ProperDocsConfig
 from properdocs.structure.files import File, Files
+from properdocs.structure.pages import Page as SitePage
 from typer.core import TyperGroup
 
 from ibex_db_core import Base, BaseRepository
@@ -39,8 +40,10 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "Operations": ("operations",),
     "Upgrading": ("upgrading.md", "changelog.md"),
     "Decisions": ("decisions",),
-    "Contributing": ("contributing.md",),
+    "Contributing": ("contributing.md", "releasing.md", "licences.md"),
 }
+# The last section, for pages that nobody has placed yet.
+ELSEWHERE = "More"
 
 
 def on_files(files: Files, config: ProperDocsConfig) -> Files:
@@ -60,7 +63,9 @@ def _made() -> Iterator[tuple[str, str]]:
     yield "assets/schema.sql", ddl(models)
     yield "schema.md", _schema(svg(tables), mermaid(tables))
     yield "contributing.md", _from_root("CONTRIBUTING.md")
-    yield "changelog.md", _from_root("CHANGELOG.md")
+    yield "changelog.md", _from_root("CHANGELOG.md") + _unreleased()
+    if (ROOT / "RELEASING.md").exists():
+        yield "releasing.md", _from_root("RELEASING.md")
     yield "reference/README.md", _front()
     yield "reference/command-line.md", _command_line()
     for wheel, package in wheels().items():
@@ -73,8 +78,6 @@ def _made() -> Iterator[tuple[str, str]]:
 def _navigation(files: Files, made: dict[str, str]) -> list[dict[str, object]]:
     there = sorted(file.src_uri for file in files.documentation_pages())
     placed = [path for named in SECTIONS.values() for place in named for path in there if _is_in(path, place)]
-    if lost := sorted(set(there) - set(placed)):
-        raise ValueError(f"docs/pages.py, SECTIONS: say where these pages are to stand: {', '.join(lost)}")
     navigation = list[dict[str, object]]()
     for section, named in SECTIONS.items():
         pages = [path for place in named for path in _ordered(place, there, made)]
@@ -82,6 +85,8 @@ def _navigation(files: Files, made: dict[str, str]) -> list[dict[str, object]]:
             navigation.append({section: [*_outside_wheels(pages), *_by_wheel(pages)]})
         elif pages:
             navigation.append({section: pages[0] if len(pages) == 1 else pages})
+    if lost := [path for path in there if path not in placed]:
+        navigation.append({ELSEWHERE: lost})
     return navigation
 
 
@@ -114,16 +119,38 @@ def _ordered(place: str, there: Sequence[str], made: dict[str, str]) -> list[str
 # -- pages of the repository's root
 
 
+def on_page_markdown(markdown: str, page: SitePage, **_: object) -> str:
+    """Turn links of a page that lead out of this folder: there they are files of the repository, here nothing."""
+    return _turned(markdown, DOCS / Path(page.file.src_uri).parent)
+
+
 def _from_root(name: str) -> str:
-    """Return a file of the root with its links turned: to pages where they are pages, else to nothing."""
+    """Return a file of the root as a page of this folder."""
+    return _turned((ROOT / name).read_text(encoding="utf-8"), ROOT)
+
+
+def _turned(markdown: str, place: Path) -> str:
+    """Make links of a file that lies in a place lead to pages; where there is no page, leave their text alone."""
 
     def turned(link: re.Match[str]) -> str:
         text, target = link.group(1), link.group(2)
-        if re.match("https?:|#", target):
+        if re.match("[a-z]+:|#", target) or not re.search(r"[./]", target):  # elsewhere, or code that looks like a link
             return link.group()
-        return f"[{text}]({target.removeprefix('docs/')})" if target.startswith("docs/") and "." in target else text
+        path, _, anchor = target.partition("#")
+        aimed = (place / path).resolve()
+        if place.is_relative_to(DOCS) and aimed.is_relative_to(DOCS):
+            return link.group()
+        if aimed.is_relative_to(DOCS) and aimed.is_file():
+            return f"[{text}]({aimed.relative_to(DOCS)}{f'#{anchor}' if anchor else ''})"
+        return text
 
-    return re.sub(r"\[([^]]+)\]\(([^)]+)\)", turned, (ROOT / name).read_text(encoding="utf-8"))
+    return re.sub(r"\[([^]]+)\]\(([^)\s]+)\)", turned, markdown)
+
+
+def _unreleased() -> str:
+    """Return what the fragments in changes/ say, where there are any."""
+    told = [file.read_text(encoding="utf-8").strip() for file in sorted((ROOT / "changes").glob("*.*.md"))]
+    return "\n## Not released yet\n\n" + "".join(f"- {text}\n" for text in told) if told else ""
 
 
 # -- the schema
