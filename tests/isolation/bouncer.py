@@ -20,7 +20,7 @@ from ibex_db_core.provisioning import PLATFORM_LOGIN, SERVICE_LOGIN, Cluster
 from ibex_db_core.testing import TestDatabase
 
 POOL_SIZE = 3
-"""Server connections of one login to one database: no more than the properties hold open at once, fewer than a crowd."""
+"""Server connections of one login to one database: what the properties hold open at once, and fewer than a crowd."""
 
 BEHIND = EngineSettings(statement_cache_size=0)
 """All that a service sets, as the README says."""

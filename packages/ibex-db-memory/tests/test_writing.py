@@ -193,7 +193,7 @@ async def test_another_organization_may_know_the_same(
         {"status": MemoryStatus.ARCHIVED},
         {"status": MemoryStatus.PENDING_REVIEW},
     ],
-    ids=str,
+    ids=["deleted", "superseded", "merged", "archived", "pending_review"],
 )
 async def test_a_twin_that_is_not_live_swallows_nothing(
     memories: MemoryRepository, agent_id: UUID, change: dict[str, object]
