@@ -142,7 +142,7 @@ def _turned(markdown: str, place: Path) -> str:
             return link.group()
         if aimed.is_relative_to(DOCS) and aimed.is_file():
             return f"[{text}]({aimed.relative_to(DOCS)}{f'#{anchor}' if anchor else ''})"
-        return text
+        return f"`{text}`" if re.fullmatch(r"[\w-]+[./][\w./-]+", text) else text  # the name of a file
 
     return re.sub(r"\[([^]]+)\]\(([^)\s]+)\)", turned, markdown)
 
