@@ -403,7 +403,7 @@ async def test_without_a_url_the_environment_means_the_embedded_server(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("IBEX_HOME", str(tmp_path))
-    for name in ("IBEX_DATABASE_URL", "IBEX_PLATFORM_URL", "IBEX_OWNER_URL"):
+    for name in ("IBEX_DATABASE_URL", "IBEX_PLATFORM_URL", "IBEX_OWNER_URL", "IBEX_REPLICA_URLS"):
         monkeypatch.delenv(name, raising=False)
     db = Database.from_env()
 
@@ -412,11 +412,11 @@ async def test_without_a_url_the_environment_means_the_embedded_server(
     await db.close()
 
 
-@pytest.mark.parametrize("lonely", ["IBEX_OWNER_URL", "IBEX_PLATFORM_URL"])
+@pytest.mark.parametrize("lonely", ["IBEX_OWNER_URL", "IBEX_PLATFORM_URL", "IBEX_REPLICA_URLS"])
 def test_an_address_of_another_login_alone_never_means_the_embedded_server(
     monkeypatch: pytest.MonkeyPatch, lonely: str
 ) -> None:
-    for name in ("IBEX_DATABASE_URL", "IBEX_PLATFORM_URL", "IBEX_OWNER_URL"):
+    for name in ("IBEX_DATABASE_URL", "IBEX_PLATFORM_URL", "IBEX_OWNER_URL", "IBEX_REPLICA_URLS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv(lonely, "postgresql://ann@db.example/ibex")
 
