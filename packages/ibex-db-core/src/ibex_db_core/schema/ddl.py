@@ -17,6 +17,7 @@ from ibex_db_core.policies import (
     APP_ROLE,
     OWNER_ROLE,
     PLATFORM_ROLE,
+    SIGNED_ORG,
     create_roles,
     create_trigger_functions,
     secure_platform,
@@ -33,7 +34,8 @@ _HEAD = f"""\
 def ddl(models: MetaData) -> str:
     """Return the statements for every table of a metadata, parents first, as one script.
 
-    Partitions are not in it: the first migration makes them, in the number that was asked for.
+    Partitions are not in it: the first migration makes them, in the number that was asked for.  Nor is the table of
+    signing keys, which the owner alone may read and no model maps.
     """
     parts = [_HEAD, _block("Roles, schema, and what every table calls", _ground())]
     parts += [_block(table.name, _table(table)) for table in models.sorted_tables]
@@ -52,6 +54,7 @@ def _ground() -> list[str]:
         f"GRANT USAGE ON SCHEMA {SCHEMA} TO {APP_ROLE}, {PLATFORM_ROLE}",
         f"SET ROLE {OWNER_ROLE}",
         *create_trigger_functions(),
+        *_function(SIGNED_ORG),
     ]
 
 
@@ -87,16 +90,20 @@ def _storage(table: Table, name: str, guards: Guards) -> list[str]:
 def _function(function: Function) -> list[str]:
     if function.definer is None:
         return [function.create()]
-    usage = f"SCHEMA {function.schema} TO {function.definer}"
-    return [
+    made = [
         function.create(),
         f"REVOKE ALL ON FUNCTION {function.signature} FROM PUBLIC",
         *(f"GRANT EXECUTE ON FUNCTION {function.signature} TO {role}" for role in function.callers),
-        f"GRANT USAGE ON {usage}",
-        f"GRANT CREATE ON {usage}",
-        f"ALTER FUNCTION {function.signature} OWNER TO {function.definer}",
-        f"REVOKE CREATE ON {usage.replace(' TO ', ' FROM ')}",
     ]
+    if function.definer != OWNER_ROLE:  # who makes it here
+        usage = f"SCHEMA {function.schema} TO {function.definer}"
+        made += [
+            f"GRANT USAGE ON {usage}",
+            f"GRANT CREATE ON {usage}",
+            f"ALTER FUNCTION {function.signature} OWNER TO {function.definer}",
+            f"REVOKE CREATE ON {usage.replace(' TO ', ' FROM ')}",
+        ]
+    return made
 
 
 def _compiled(statement: CreateTable | CreateIndex) -> str:
