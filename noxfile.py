@@ -23,7 +23,7 @@ import system_postgres  # noqa: E402
 
 nox.needs_version = ">=2025.11.12"
 nox.options.default_venv_backend = "uv"
-nox.options.sessions = ["lint", "types", "alone", "together", "judges", "build", "index"]
+nox.options.sessions = ["lint", "types", "alone", "together", "judges", "build", "index", "docs"]
 nox.options.error_on_external_run = True
 nox.options.error_on_missing_interpreters = False  # the summary says what was not run
 
@@ -92,7 +92,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Run mypy and pyright, both strict, on sources, tests and examples."""
-    _sync(session, "types", "test", "service", "release")
+    _sync(session, "types", "test", "service", "release", "docs")
     session.run("mypy")
     for wheel in WHEELS:  # a run each: every package has its own conftest.py
         session.run("mypy", f"packages/{wheel}/tests")
@@ -100,6 +100,7 @@ def types(session: nox.Session) -> None:
     session.run("mypy", "tests/outages")
     session.run("mypy", "examples")
     session.run("mypy", "tools")
+    session.run("mypy", "docs")
     session.run("pyright", "--pythonpath", shutil.which("python", path=session.bin) or "python")
 
 
@@ -179,6 +180,13 @@ def system(session: nox.Session, suite: str) -> None:
     session.log(f"Postgres {installation.version}, pgvector {installation.pgvector}")
     with system_postgres.running(installation) as url:
         _test(session, suite, "locked", column="system Postgres", env={"IBEX_TEST_DATABASE_URL": url})
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the documentation site into .nox/site; a broken link, a lost anchor or any other warning fails it."""
+    _sync(session, "docs")
+    session.run("properdocs", "build", "--config-file", "properdocs.yml", *session.posargs)
 
 
 @nox.session(default=False)

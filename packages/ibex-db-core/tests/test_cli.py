@@ -389,6 +389,15 @@ def test_url_takes_the_place_of_every_other_address(migrated: str, monkeypatch: 
     assert invoke("current", "--url", migrated).exit_code == 0
 
 
+def test_the_owners_address_alone_is_enough_to_migrate(empty: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IBEX_OWNER_URL", empty)
+
+    result = invoke("upgrade", "core@head")
+
+    assert result.exit_code == 0, result.stderr
+    assert sql(empty, "SELECT to_regclass('ibex_core.alembic_version')") is not None
+
+
 def test_migrations_go_by_the_owners_address(migrated: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IBEX_DATABASE_URL", NOWHERE)
     monkeypatch.setenv("IBEX_OWNER_URL", migrated)

@@ -114,9 +114,19 @@ class Database:
             url: takes the place of IBEX_DATABASE_URL, and of the other addresses with
                 it: they belong to another database.
             settings: pool, timeouts, application name.
+
+        Raises:
+            ConfigurationError: an address is not one; or another of the addresses above is set and
+                IBEX_DATABASE_URL is not: the embedded Postgres is not the database that they mean.
         """
         address = os.environ.get("IBEX_DATABASE_URL", "").strip() if url is None else url
         if not address and url is None:
+            others = ("IBEX_PLATFORM_URL", "IBEX_OWNER_URL", "IBEX_REPLICA_URLS")
+            if lonely := next((name for name in others if os.environ.get(name, "").strip()), None):
+                raise ConfigurationError(
+                    f"{lonely} is set and IBEX_DATABASE_URL is not: set it too, or unset {lonely} to use the embedded "
+                    "Postgres"
+                )
             return cls.embedded(settings=settings, signing_key=os.environ.get(KEY_VARIABLE, "").strip() or None)
         return cls(
             address,
