@@ -22,7 +22,7 @@ from typer.core import TyperGroup
 
 from ibex_db_core import Base, BaseRepository
 from ibex_db_core.cli.app import build
-from ibex_db_core.migrations.runner import metadata, wheels
+from ibex_db_core.migrations.wheels import metadata, wheels
 from ibex_db_core.schema import ddl, entities, mermaid, svg
 
 ROOT = Path(__file__).resolve().parent.parent

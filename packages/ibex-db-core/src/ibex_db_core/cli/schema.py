@@ -12,7 +12,7 @@ from rich.text import Text
 from ibex_db_core.cli.options import AsJson, Debug
 from ibex_db_core.console import EXIT_CODES, Output, Result
 from ibex_db_core.errors import ConfigurationError
-from ibex_db_core.migrations.runner import metadata
+from ibex_db_core.migrations.wheels import metadata
 from ibex_db_core.schema import Entity, ddl, entities, mermaid, svg
 
 __all__ = ["register"]

@@ -8,7 +8,7 @@ from sqlalchemy import Column, ForeignKeyConstraint, MetaData, Table
 from sqlalchemy.dialects.postgresql.base import PGDialect
 
 from ibex_db_core.base import Base
-from ibex_db_core.migrations.runner import wheels
+from ibex_db_core.migrations.wheels import wheels
 
 _POSTGRES = PGDialect()  # type: ignore[no-untyped-call]
 
