@@ -45,8 +45,10 @@ async def test_from_its_first_instant_up_to_its_last_exclusive(
     """Every verb that finds, and beside other filters."""
     await fill(memories, agent_id, vector)
 
-    for query in ({"text": "tea"}, {"embedding": vector(1)}, {"text": "tea", "embedding": vector(1)}):
-        hits = await memories.search(**query, valid_at=moment, tags_all=["drinks"], categories=["factual"])
+    for words, point in (("tea", None), (None, vector(1)), ("tea", vector(1))):
+        hits = await memories.search(
+            text=words, embedding=point, valid_at=moment, tags_all=["drinks"], categories=["factual"]
+        )
         assert [hit.memory.content for hit in hits] == holding
     similar = await memories.find_similar(vector(1), threshold=0.9, valid_at=moment)
     assert [hit.memory.content for hit in similar] == holding
