@@ -1,0 +1,26 @@
+"""Our own statements, as the driver gets them: to be sent without us."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+from sqlalchemy import ClauseElement
+from sqlalchemy.dialects.postgresql.asyncpg import dialect
+
+from ibex_db_core.types import BINARY_VECTORS
+
+if TYPE_CHECKING:
+    from sqlalchemy.sql.compiler import SQLCompiler
+
+
+def rendered(statement: ClauseElement, parameters: Mapping[str, object]) -> tuple[str, Sequence[Any]]:
+    """Return the SQL and its arguments, in the order of $1, $2, ..."""
+    speaking = dialect()
+    setattr(speaking, BINARY_VECTORS, True)
+    compiled = cast("SQLCompiler", statement.compile(dialect=speaking))
+    values = compiled.construct_params(parameters)
+    processors = compiled._bind_processors  # noqa: SLF001 - what turns values into the driver's, as an execution does
+    arguments: list[Any] = []
+    for name in compiled.positiontup or ():
+        process = cast("Any", processors.get(name))
+        arguments.append(process(values[name]) if process is not None else values[name])
+    return str(compiled), arguments
