@@ -14,7 +14,7 @@ from benchmarks import loading, report
 from benchmarks.bench import Bench
 from benchmarks.dataset import DataSet
 from benchmarks.measures import MEASURES
-from benchmarks.peers.process import database_of, running
+from benchmarks.peers.process import PeerProcess, database_of, running
 from benchmarks.peers.recipes import RECIPES, Recipe
 from benchmarks.results import Results, Store, environment
 from benchmarks.server import Raw, dsn, migrated, remove, served, versions
@@ -38,7 +38,7 @@ async def run(size: Size, only: Sequence[str], recipes: Sequence[Recipe], out: P
                 await cluster.drop_database(name)
         database = await exits.enter_async_context(await migrated(cluster, _DATABASE))
         raw = await exits.enter_async_context(Raw.connected(cluster, _DATABASE))
-        peers = []
+        peers: list[PeerProcess] = []
         for recipe in recipes:
             await cluster.create_database(database_of(recipe))
             address = dsn(cluster.url(database_of(recipe)))

@@ -39,7 +39,8 @@ def memory_id(row: int) -> UUID:
 
 def unit(array: "npt.NDArray[np.float64]") -> Array:
     """Bring vectors to length one."""
-    return (array / np.linalg.norm(array, axis=-1, keepdims=True)).astype(np.float32)
+    shorter: Array = (array / np.linalg.norm(array, axis=-1, keepdims=True)).astype(np.float32)
+    return shorter
 
 
 @cache
@@ -140,7 +141,8 @@ class DataSet:
         for tenant in self.tenants:
             vectors[tenant.first : tenant.first + tenant.rows] = clustered(tenant.rows, tenant.number)
         vectors.flush()
-        queries, truth = [], []
+        queries: list[Array] = []
+        truth: list[list[int]] = []
         for rows in self._size.tenants:
             for number, (tenant, row) in enumerate(self._asked(rows)):
                 own = self.vectors[tenant.first : tenant.first + tenant.rows]

@@ -33,9 +33,7 @@ async def _load_ours(bench: Bench) -> Finding:
         await drop_vector_index(connection)
         start = time.perf_counter()
         for tenant, rows in data.slices(data.tenants):
-            await ours.remember_many(
-                bench.database, tenant, (ours.draft_of(tenant, row, vectors[row]) for row in rows)
-            )
+            await ours.remember_many(bench.database, tenant, (ours.draft_of(tenant, row, vectors[row]) for row in rows))
             for _ in rows:
                 step()
         written = time.perf_counter()

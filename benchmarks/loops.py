@@ -53,7 +53,7 @@ async def in_turn(
     """Run a loop of each, several times in turn; return each one's loop of median rate."""
     loops: dict[str, list[Loop]] = {name: [] for name in works}
     for turn in range(_TURNS):
-        for name in list(works) if turn % 2 else list(reversed(works)):
+        for name in list(works)[:: 1 if turn % 2 else -1]:
             loops[name].append(await loop(works[name], tasks, seconds / _TURNS))
             step()
     return {name: sorted(made, key=lambda one: one.per_s)[_TURNS // 2] for name, made in loops.items()}

@@ -98,12 +98,12 @@ class Plain:
     async def get(self, tenant: Tenant, ident: UUID) -> int:
         """Read one note."""
         async with AsyncSession(self._engine) as session, session.begin():
-            where = (Note.id == ident, Note.org_id == tenant.org_id)
+            where = (_table.c.id == ident, _table.c.org_id == tenant.org_id)
             return len([(await session.execute(select(Note).where(*where))).scalar_one()])
 
     async def list(self, tenant: Tenant, limit: int) -> int:
         """Read the newest notes."""
-        newest = select(Note).where(Note.org_id == tenant.org_id).order_by(*_newest()).limit(limit)
+        newest = select(Note).where(_table.c.org_id == tenant.org_id).order_by(*_newest()).limit(limit)
         async with AsyncSession(self._engine) as session, session.begin():
             return len((await session.execute(newest)).scalars().all())
 
@@ -116,7 +116,7 @@ class Plain:
     async def search(self, tenant: Tenant, vector: Array, limit: int) -> int:
         """Read the notes that are nearest, and how near."""
         distance = cast("Any", Note.embedding).cosine_distance(vector)
-        nearest = select(Note, distance).where(Note.org_id == tenant.org_id).order_by(distance).limit(limit)
+        nearest = select(Note, distance).where(_table.c.org_id == tenant.org_id).order_by(distance).limit(limit)
         async with AsyncSession(self._engine) as session, session.begin():
             return len((await session.execute(nearest)).all())
 
@@ -126,9 +126,7 @@ class Alchemy:
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
-        self._repository: Any = type(
-            "NoteRepository", (_repository.SQLAlchemyAsyncRepository,), {"model_type": Note}
-        )
+        self._repository: Any = type("NoteRepository", (_repository.SQLAlchemyAsyncRepository,), {"model_type": Note})
 
     async def get(self, tenant: Tenant, ident: UUID) -> int:
         """Read one note."""

@@ -58,7 +58,7 @@ class Results:
             encoding="utf-8",
         )
 
-    def of(self, measure: str, contestant: str | None = None, **case: int | str) -> Sequence[Finding]:
+    def of(self, measure: str, contestant: str | None = None, /, **case: int | str) -> Sequence[Finding]:
         """Return the findings of a measure, of one contestant and in the cases that agree."""
         return [
             found
@@ -68,7 +68,7 @@ class Results:
             and all(found.case.get(name) == value for name, value in case.items())
         ]
 
-    def values(self, name: str, measure: str, contestant: str | None = None, **case: int | str) -> Sequence[float]:
+    def values(self, name: str, measure: str, contestant: str | None = None, /, **case: int | str) -> Sequence[float]:
         """Return one number of each of these findings."""
         found = self.of(measure, contestant, **case)
         return [one.values[name] for one in found if name in one.values]

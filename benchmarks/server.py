@@ -100,7 +100,7 @@ class Raw:
             await connection.execute(EngineSettings().each_connection)
             await vectors_in_binary(connection)
 
-        async def leave(_connection: "PoolConnectionProxy[asyncpg.Record]") -> None:
+        async def leave(_connection: "asyncpg.Connection[asyncpg.Record]") -> None:
             """Save the round trip of RESET ALL: nothing is left behind but what SET LOCAL set."""
 
         async with asyncpg.create_pool(address, min_size=1, max_size=pool_size, init=prepare, reset=leave) as pool:

@@ -14,13 +14,8 @@ if TYPE_CHECKING:
 
 def rendered(statement: ClauseElement, parameters: Mapping[str, object]) -> tuple[str, Sequence[Any]]:
     """Return the SQL and its arguments, in the order of $1, $2, ..."""
-    speaking = dialect()
+    speaking = dialect()  # type: ignore[no-untyped-call]
     setattr(speaking, BINARY_VECTORS, True)
     compiled = cast("SQLCompiler", statement.compile(dialect=speaking))
     values = compiled.construct_params(parameters)
-    processors = compiled._bind_processors  # noqa: SLF001 - what turns values into the driver's, as an execution does
-    arguments: list[Any] = []
-    for name in compiled.positiontup or ():
-        process = cast("Any", processors.get(name))
-        arguments.append(process(values[name]) if process is not None else values[name])
-    return str(compiled), arguments
+    return str(compiled), [values[name] for name in compiled.positiontup or ()]

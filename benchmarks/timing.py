@@ -82,10 +82,10 @@ class Times(Generic[A]):
         """Return this median over the other's, and where 95 % of resampled pairs of rounds put it."""
         mine, theirs = np.array(self.seconds), np.array(other.seconds)
         draw = np.random.default_rng(7)
-        ratios = []
+        ratios: list[float] = []
         for _ in range(_RESAMPLES):
             rounds = draw.integers(min(len(mine), len(theirs)), size=min(len(mine), len(theirs)))
-            ratios.append(np.median(mine[rounds]) / np.median(theirs[rounds]))
+            ratios.append(float(np.median(mine[rounds]) / np.median(theirs[rounds])))
         low, high = np.quantile(ratios, (0.025, 0.975))
         return {"ratio": self.p50 / other.p50, "ratio_low": float(low), "ratio_high": float(high)}
 

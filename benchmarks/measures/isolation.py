@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from uuid import UUID
 
 from benchmarks.bench import Bench
-from benchmarks.dataset import K, Array, Tenant
+from benchmarks.dataset import Array, K, Tenant
 from benchmarks.results import OURS, Finding
 from benchmarks.server import migrated, superuser
 from ibex_db import Database, Memory, MemoryRepository
@@ -51,7 +51,7 @@ async def measure(bench: Bench) -> list[Finding]:
         asyncio.TaskGroup() as group,
     ):
         for number in range(_TASKS):
-            group.create_task(_task(bench, database, tenants, seen, number, deadline))
+            group.create_task(_task(bench, Load(database, tenants, seen, random.Random(_SEED + number), deadline)))
         for _ in range(round(seconds)):
             await asyncio.sleep(1)
             step()
@@ -71,43 +71,45 @@ async def measure(bench: Bench) -> list[Finding]:
     return [Finding(NAME, OURS, {"tenants": _TENANTS, "tasks": _TASKS, "pool": _POOL}, values)]
 
 
-async def _task(
-    bench: Bench, database: Database, tenants: list[Tenant], seen: Seen, number: int, deadline: float
-) -> None:
-    draw = random.Random(_SEED * 1_000 + number)
-    while time.monotonic() < deadline:
+@dataclass(frozen=True)
+class Load:
+    """What one task works with, until the deadline."""
+
+    database: Database
+    tenants: list[Tenant]
+    seen: Seen
+    draw: random.Random
+    deadline: float
+
+    async def unit(self, content: str, vector: Array) -> None:
+        """Write, or look in one of three ways, for what any of the tenants may have written."""
+        tenant = self.draw.choice(self.tenants)
+        kept = None
+        async with self.database.tenant(tenant.org_id) as session:
+            memories = MemoryRepository(session)
+            match self.draw.randrange(4):
+                case 0:
+                    words = f"{tenant.org_id} {content}"
+                    kept = await memories.remember(
+                        agent_id=tenant.agent_id, content=words, category="factual", embedding=vector
+                    )
+                    rows = [kept.memory]
+                case 1:
+                    rows = [hit.memory for hit in await memories.search(embedding=vector, limit=K)]
+                case 2:
+                    rows = [hit.memory for hit in await memories.search(text=content, limit=K)]
+                case _:
+                    rows = list(await memories.find(limit=K))
+        self.seen.counts["units"] += 1
+        for memory in rows:
+            self.seen.look(tenant, memory)
+        if kept is not None:
+            self.seen.acknowledged[tenant.org_id].add(kept.memory.id)
+
+
+async def _task(bench: Bench, load: Load) -> None:
+    while True:
         for content, vector in zip(*bench.fresh_memories(_FRESH), strict=True):
-            if time.monotonic() >= deadline:
+            if time.monotonic() >= load.deadline:
                 return
-            await _unit(database, draw.choice(tenants), seen, content, vector, draw)
-
-
-async def _unit(
-    database: Database, tenant: Tenant, seen: Seen, content: str, vector: Array, draw: random.Random
-) -> None:
-    """Write, or look in one of four ways; the search by vector is for what any tenant may have written."""
-    async with database.tenant(tenant.org_id) as session:
-        memories = MemoryRepository(session)
-        match draw.randrange(4):
-            case 0:
-                kept = await memories.remember(
-                    agent_id=tenant.agent_id,
-                    content=f"{tenant.org_id} {content}",
-                    category="factual",
-                    embedding=vector,
-                )
-                rows = [kept.memory]
-            case 1:
-                kept = None
-                rows = [hit.memory for hit in await memories.search(embedding=vector, limit=K)]
-            case 2:
-                kept = None
-                rows = [hit.memory for hit in await memories.search(text=content, limit=K)]
-            case _:
-                kept = None
-                rows = list(await memories.find(limit=K))
-    seen.counts["units"] += 1
-    for memory in rows:
-        seen.look(tenant, memory)
-    if kept is not None:
-        seen.acknowledged[tenant.org_id].add(kept.memory.id)
+            await load.unit(content, vector)

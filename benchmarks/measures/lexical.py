@@ -12,7 +12,7 @@ from benchmarks.dataset import K, Query
 from benchmarks.results import OURS, Finding
 from benchmarks.server import BYPASS, Raw
 from benchmarks.timing import clocked, interleave
-from ibex_db_memory.search.lexical import B, K1
+from ibex_db_memory.search.lexical import K1, B
 
 NAME = "lexical"
 FREE = "hand-written BM25, policies off"

@@ -4,7 +4,7 @@ from contextlib import AsyncExitStack
 
 from benchmarks.bench import Bench
 from benchmarks.measures.growth import search
-from benchmarks.results import OURS, Finding
+from benchmarks.results import OURS, Case, Finding
 from benchmarks.tables import table
 
 NAME = "partitions"
@@ -20,7 +20,7 @@ async def measure(bench: Bench) -> list[Finding]:
         ]
         for one in tables:
             values = {"build_seconds": one.build_seconds, "index_mb": one.index_bytes / 1e6}
-            case = {"what": "index", "rows": one.rows, "partitions": one.partitions}
+            case: Case = {"what": "index", "rows": one.rows, "partitions": one.partitions}
             found.append(Finding(NAME, OURS, case, values))
         for tenant in tables[0].watched:
             found += await search(bench, NAME, tables, tenant, "partitions")

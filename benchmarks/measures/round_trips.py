@@ -9,6 +9,7 @@ from sqlalchemy import URL
 
 from benchmarks import handwritten, ours
 from benchmarks.bench import Bench
+from benchmarks.dataset import memory_id
 from benchmarks.peers.process import PeerProcess, running
 from benchmarks.results import OURS, RAW, Finding
 from benchmarks.server import Raw, dsn
@@ -18,7 +19,7 @@ from ibex_db_core.provisioning import SERVICE_LOGIN
 
 # The proxy lives with the tests of the wheel that promises three round trips.
 sys.path.append(str(Path(__file__).parents[2] / "packages" / "ibex-db-core" / "tests"))
-from wire import Wire, listen  # noqa: E402 - found by the line above
+from wire import Wire, listen
 
 NAME = "round_trips"
 
@@ -59,13 +60,11 @@ async def _ours(bench: Bench, wire: Wire, address: URL, rows: int) -> list[Findi
             await ours.remember(database, tenant, *next(writes))
 
         async def bookkeeping(at: int) -> None:
-            idents = [ours.memory_id(row) for row in queries[at].truth]
+            idents = [memory_id(row) for row in queries[at].truth]
             async with database.tenant(queries[at].tenant.org_id) as session:
                 await MemoryRepository(session).record_retrieval(idents)
 
-        return [
-            await _count(wire, OURS, verb.__name__, verb) for verb in (search, remember, bookkeeping)
-        ]
+        return [await _count(wire, OURS, verb.__name__, verb) for verb in (search, remember, bookkeeping)]
 
 
 async def _peer(bench: Bench, peer: PeerProcess, rows: int) -> Finding:

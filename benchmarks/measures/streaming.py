@@ -22,7 +22,7 @@ _STATM = Path("/proc/self/statm")
 
 
 async def measure(bench: Bench) -> list[Finding]:
-    """Pass memories from a generator, into a table without the vector index: the client is looked at, not the server."""
+    """Pass memories from a generator into a table without the vector index: it is the client that is looked at."""
     rows = bench.size.streamed
     step = bench.steps(rows // _BATCH)
     await bench.cluster.drop_database(_DATABASE)

@@ -78,9 +78,7 @@ async def _list(bench: Bench, query: Query) -> int:
 
 async def _add(bench: Bench, query: Query, content: str, vector: Array) -> int:
     async with bench.database.tenant(query.tenant.org_id) as session:
-        memory = Memory(
-            agent_id=query.tenant.agent_id, content=content, category="factual", embedding=vector.tolist()
-        )
+        memory = Memory(agent_id=query.tenant.agent_id, content=content, category="factual", embedding=vector.tolist())
         await MemoryRepository(session).add(memory)
     return 1
 

@@ -5,6 +5,8 @@ from importlib import import_module
 from typing import Any
 from uuid import UUID
 
+import asyncpg
+
 from benchmarks.dataset import DIMENSIONS, Array
 from benchmarks.peers.rows import Row
 
@@ -23,14 +25,16 @@ class Adapter:
         package: Any = import_module("langchain_postgres")
         indexes: Any = import_module("langchain_postgres.v2.indexes")
         fake: Any = import_module("langchain_core.embeddings").DeterministicFakeEmbedding
-        sqlalchemy: Any = import_module("sqlalchemy")
         self._engine = package.PGEngine.from_connection_string(dsn.replace("postgresql:", "postgresql+asyncpg:", 1))
-        async with self._engine._pool.connect() as connection:  # noqa: SLF001 - nothing public tells
-            there = (await connection.execute(sqlalchemy.text(f"SELECT to_regclass('{_TABLE}')"))).scalar()
+        # Its engine lives on a loop of its own, in a thread; so a connection of ours for what it has no verb for.
+        own = await asyncpg.connect(dsn)
+        there = await own.fetchval(f"SELECT to_regclass('{_TABLE}')")
         if there is None:
             await self._engine.ainit_vectorstore_table(
                 _TABLE, DIMENSIONS, metadata_columns=[package.Column("org", "TEXT", nullable=False)]
             )
+            await own.execute(f"CREATE INDEX ON {_TABLE} (org)")
+        await own.close()
         self._store = await package.PGVectorStore.create(
             self._engine,
             fake(size=DIMENSIONS),
@@ -40,8 +44,6 @@ class Adapter:
         )
         if there is None:
             await self._store.aapply_vector_index(indexes.HNSWIndex(m=16, ef_construction=64))
-            async with self._engine._pool.begin() as connection:  # noqa: SLF001 - as above
-                await connection.execute(sqlalchemy.text(f"CREATE INDEX ON {_TABLE} (org)"))
 
     async def add_many(self, rows: Sequence[Row]) -> None:
         """Write rows."""
@@ -54,9 +56,7 @@ class Adapter:
 
     async def search(self, tenant: str, vector: Array, k: int) -> Sequence[int]:
         """Search with a filter on the metadata column."""
-        found = await self._store.asimilarity_search_with_score_by_vector(
-            vector.tolist(), k=k, filter={"org": tenant}
-        )
+        found = await self._store.asimilarity_search_with_score_by_vector(vector.tolist(), k=k, filter={"org": tenant})
         return [UUID(str(document.id)).int - 1 for document, _score in found]
 
     async def close(self) -> None:

@@ -94,5 +94,3 @@ async def running(recipe: Recipe, dsn: str, data: Path, size: str) -> AsyncGener
         yield peer
     finally:
         await peer.stop()
-
-

@@ -11,7 +11,6 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from functools import cache
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -30,7 +29,7 @@ class Worker:
         self._peer = peer
         self._data = data
         self._packages = packages
-        self._queries = cache(self._load_queries)
+        self._queries: dict[int, Sequence[Query]] = {}
 
     async def answer(self, command: Mapping[str, Any]) -> dict[str, object]:
         """Do one thing."""
@@ -38,7 +37,7 @@ class Worker:
             case "versions":
                 return {name: version(name) for name in self._packages}
             case "search":
-                query = self._queries(command["rows"])[command["number"]]
+                query: Query = self._queries_of(command["rows"])[command["number"]]
                 start = time.perf_counter()
                 found = await self._peer.search(str(query.tenant.number), query.vector, K)
                 return {"seconds": time.perf_counter() - start, "found": list(found)}
@@ -64,8 +63,10 @@ class Worker:
         await self._peer.add_many(rows)
         return {"seconds": time.perf_counter() - start, "rows": len(rows)}
 
-    def _load_queries(self, rows: int) -> Sequence[Query]:
-        return self._data.queries(rows)
+    def _queries_of(self, rows: int) -> Sequence[Query]:
+        if rows not in self._queries:
+            self._queries[rows] = self._data.queries(rows)
+        return self._queries[rows]
 
 
 async def serve(answers: TextIO, adapter: str, folder: str, size: str, dsn: str, *packages: str) -> None:
