@@ -52,13 +52,14 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """Run mypy and pyright, both strict, on sources, tests and examples."""
+    """Run mypy and pyright, both strict, on sources, tests, examples and benchmarks."""
     _sync(session, "types", "test")
     session.run("mypy")
     for wheel in WHEELS:  # a run each: every package has its own conftest.py
         session.run("mypy", f"packages/{wheel}/tests")
     session.run("mypy", "tests")
     session.run("mypy", "examples")
+    session.run("mypy", "benchmarks")
     session.run("pyright", "--pythonpath", shutil.which("python", path=session.bin) or "python")
 
 
@@ -103,6 +104,13 @@ def importers(session: nox.Session) -> None:
     """Test the importers against tables that mem0 and LangGraph make themselves."""
     _sync(session, "test", "peers")
     session.run("pytest", "packages/ibex-db-memory/tests/test_importers_peers.py", *session.posargs)
+
+
+@nox.session(default=False)
+def bench(session: nox.Session) -> None:
+    """Measure beside hand-written asyncpg and the peers; `nox -s bench -- --size full --docs` makes the docs' figures."""
+    _sync(session, "bench")
+    session.run("python", "-m", "benchmarks", *session.posargs)
 
 
 @nox.session(default=False)

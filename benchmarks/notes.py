@@ -24,7 +24,6 @@ from ibex_db_memory.content import content_hash
 TABLE = "notes"
 
 _vectors: Any = import_module("pgvector.sqlalchemy")
-_repository: Any = import_module("advanced_alchemy.repository")
 
 
 class _Base(DeclarativeBase):
@@ -125,8 +124,9 @@ class Alchemy:
     """advanced-alchemy's repository over the same model."""
 
     def __init__(self, engine: AsyncEngine) -> None:
+        package: Any = import_module("advanced_alchemy.repository")
         self._engine = engine
-        self._repository: Any = type("NoteRepository", (_repository.SQLAlchemyAsyncRepository,), {"model_type": Note})
+        self._repository: Any = type("NoteRepository", (package.SQLAlchemyAsyncRepository,), {"model_type": Note})
 
     async def get(self, tenant: Tenant, ident: UUID) -> int:
         """Read one note."""

@@ -7,6 +7,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.markdown import Markdown
 
+from benchmarks.markdown import table
+from benchmarks.projection import projection
 from benchmarks.results import Case, Finding, Results
 from benchmarks.targets import TARGETS
 
@@ -67,7 +69,7 @@ def targets(results: Results) -> str:
             rows.append([target.name, target.bound, "", "not measured"])
         else:
             rows.append([target.name, target.bound, verdict.measured, "met" if verdict.met else "**missed**"])
-    return _table(["measure", "target", "measured", ""], rows)
+    return table(["measure", "target", "measured", ""], rows)
 
 
 def _environment(results: Results) -> str:
@@ -99,7 +101,7 @@ def _pivot(measure: str, column: str, cell: Cell, **case: int | str) -> Callable
         if not found:
             return ""
         rows = [[name, *(_cell(found, name, column, value, cell) for value in columns)] for name in names]
-        return _table([f"by {column}", *(_number(value) for value in columns)], rows)
+        return table([f"by {column}", *(_number(value) for value in columns)], rows)
 
     return make
 
@@ -120,7 +122,7 @@ def _lines(measure: str, **values: str) -> Callable[[Results], str]:
             [one.contestant, _said(one.case), *(_value(one.values.get(name)) for name in values.values())]
             for one in found
         ]
-        return _table(["", "case", *(name.replace("_", " ") for name in values)], rows)
+        return table(["", "case", *(name.replace("_", " ") for name in values)], rows)
 
     return make
 
@@ -146,11 +148,6 @@ def _timed(values: Mapping[str, float]) -> str:
 
 def _searched(values: Mapping[str, float]) -> str:
     return f"{values['recall']:.3f}, {values['p50_ms']:.2f} ms, {values['ratio']:.2f}"
-
-
-def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [headings, ["---"] * len(headings), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 _TABLES: Mapping[str, Callable[[Results], str]] = {
@@ -189,7 +186,10 @@ _TABLES: Mapping[str, Callable[[Results], str]] = {
         rows_a_second="build_rows_per_s",
         MB="index_mb",
         bytes_a_row="index_bytes_per_row",
+        rest_of_the_table="table_bytes_per_row",
+        versions="versions_bytes_per_row",
     ),
+    "To a billion memories": projection,
     "Partitions": _lines(
         "partitions", recall="recall", p50_ms="p50_ms", over_the_first="ratio", build_s="build_seconds", MB="index_mb"
     ),

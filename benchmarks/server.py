@@ -4,6 +4,7 @@ import os
 import shutil
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import UUID
@@ -38,6 +39,9 @@ _SETTINGS = {
 }
 # For building the vector index of a whole partition in memory; it takes a session's own memory and no shared one.
 _BUILD_MEMORY = "512MB"
+
+# No statement may take too long here: on a busy machine a large write takes what it takes.
+_PATIENT = EngineSettings(max_overflow=0, pool_timeout=600, statement_timeout=0, lock_timeout=0, idle_timeout=0)
 
 _HNSW = (
     "CREATE INDEX memories_embedding_hnsw ON ibex_core.memories USING hnsw (embedding vector_cosine_ops) "
@@ -78,7 +82,7 @@ def dsn(url: URL) -> str:
 async def migrated(cluster: Cluster, name: str, *, partitions: int = 16, pool_size: int = 10) -> Database:
     """Return an open Database of that name with the schema in it."""
     await cluster.create_database(name)
-    settings = EngineSettings(pool_size=pool_size, max_overflow=0, pool_timeout=60)
+    settings = replace(_PATIENT, pool_size=pool_size)
     os.environ["IBEX_MEMORY_PARTITIONS"] = str(partitions)  # read by the migration alone
     database = await cluster.database(name, settings=settings).open()
     await database.upgrade()
@@ -97,7 +101,7 @@ class Raw:
         """Connect with the same settings for each connection as a Database."""
 
         async def prepare(connection: "asyncpg.Connection[asyncpg.Record]") -> None:
-            await connection.execute(EngineSettings().each_connection)
+            await connection.execute(_PATIENT.each_connection)
             await vectors_in_binary(connection)
 
         async def leave(_connection: "asyncpg.Connection[asyncpg.Record]") -> None:

@@ -16,6 +16,9 @@ from ibex_db import Database
 
 _FILLER = 1_000
 _NUMBERS = 20_000_000
+# Heap, out of line and all indexes; each is measured as a whole.
+_TABLE_SIZE = "SELECT sum(pg_total_relation_size(oid)) FROM pg_class WHERE relkind = 'r' AND relname LIKE 'memories_p%'"
+_VERSIONS_SIZE = "SELECT pg_total_relation_size('ibex_core.memory_versions')"
 _INDEX_SIZE = """SELECT sum(pg_relation_size(i.indexrelid)) FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
     JOIN pg_am a ON a.oid = c.relam JOIN pg_class t ON t.oid = i.indrelid
     WHERE a.amname = 'hnsw' AND t.relname LIKE 'memories_p%'"""
@@ -34,6 +37,8 @@ class Table:
         spare: a tenant without memories, to write to.
         build_seconds: of the vector index.
         index_bytes: of the vector index.
+        table_bytes: of everything else: rows, and the other indexes.
+        versions_bytes: of the memories' versions, one each.
         written_per_s: rows a second by remember_many, without the vector index.
     """
 
@@ -45,6 +50,8 @@ class Table:
     spare: Tenant
     build_seconds: float
     index_bytes: int
+    table_bytes: int
+    versions_bytes: int
     written_per_s: float
 
     def queries(self, tenant: Tenant, count: int) -> Sequence[Query]:
@@ -80,6 +87,8 @@ async def table(bench: Bench, rows: int, *, partitions: int = 16) -> AsyncGenera
             await build_vector_index(connection)
             built = time.perf_counter()
             index_bytes = int(await connection.fetchval(_INDEX_SIZE))
+            table_bytes = int(await connection.fetchval(_TABLE_SIZE)) - index_bytes
+            versions_bytes = int(await connection.fetchval(_VERSIONS_SIZE))
         yield Table(
             rows,
             partitions,
@@ -89,6 +98,8 @@ async def table(bench: Bench, rows: int, *, partitions: int = 16) -> AsyncGenera
             await bench.fresh_tenant(database),
             built - written,
             index_bytes,
+            table_bytes,
+            versions_bytes,
             rows / (written - start),
         )
     await bench.cluster.drop_database(name)

@@ -38,6 +38,8 @@ def _building(one: Table) -> Finding:
         "build_rows_per_s": one.rows / one.build_seconds,
         "index_mb": one.index_bytes / 1e6,
         "index_bytes_per_row": one.index_bytes / one.rows,
+        "table_bytes_per_row": one.table_bytes / one.rows,
+        "versions_bytes_per_row": one.versions_bytes / one.rows,
         "written_per_s": one.written_per_s,
     }
     return Finding(NAME, OURS, {"what": "index", "rows": one.rows, "partitions": one.partitions}, values)

@@ -37,7 +37,7 @@ class Worker:
             case "versions":
                 return {name: version(name) for name in self._packages}
             case "search":
-                query: Query = self._queries_of(command["rows"])[command["number"]]
+                query = self._query(command["rows"], command["number"])
                 start = time.perf_counter()
                 found = await self._peer.search(str(query.tenant.number), query.vector, K)
                 return {"seconds": time.perf_counter() - start, "found": list(found)}
@@ -63,10 +63,10 @@ class Worker:
         await self._peer.add_many(rows)
         return {"seconds": time.perf_counter() - start, "rows": len(rows)}
 
-    def _queries_of(self, rows: int) -> Sequence[Query]:
+    def _query(self, rows: int, number: int) -> Query:
         if rows not in self._queries:
             self._queries[rows] = self._data.queries(rows)
-        return self._queries[rows]
+        return self._queries[rows][number]
 
 
 async def serve(answers: TextIO, adapter: str, folder: str, size: str, dsn: str, *packages: str) -> None:
