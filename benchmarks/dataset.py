@@ -6,7 +6,7 @@ memory: every contestant has the same rows, whichever numpy it brings.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from uuid import UUID, uuid5
 
@@ -73,12 +73,12 @@ class Tenant:
     rows: int
     first: int
 
-    @property
+    @cached_property
     def org_id(self) -> UUID:
         """The organization's id."""
         return uuid5(_NAMESPACE, f"tenant {self.number}")
 
-    @property
+    @cached_property
     def agent_id(self) -> UUID:
         """The agent's id."""
         return uuid5(_NAMESPACE, f"agent {self.number}")

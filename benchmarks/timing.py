@@ -15,10 +15,11 @@ _RESAMPLES = 500
 
 @dataclass(frozen=True)
 class Shot(Generic[A]):
-    """One thing done: the seconds that it took, and what came of it."""
+    """One thing done: the seconds that it took, what came of it, and the seconds of this process's processor."""
 
     seconds: float
     answer: A
+    processor: float = 0.0
 
 
 Contestant = Callable[[int], Awaitable[Shot[A]]]
@@ -29,9 +30,9 @@ def clocked(work: Callable[[int], Awaitable[A]]) -> Contestant[A]:
     """Take the time around a coroutine."""
 
     async def shoot(number: int) -> Shot[A]:
-        start = time.perf_counter()
+        used, start = time.process_time(), time.perf_counter()
         answer = await work(number)
-        return Shot(time.perf_counter() - start, answer)
+        return Shot(time.perf_counter() - start, answer, time.process_time() - used)
 
     return shoot
 
@@ -41,9 +42,9 @@ def prepared(prepare: Callable[[], P], work: Callable[[P], Awaitable[A]]) -> Con
 
     async def shoot(_number: int) -> Shot[A]:
         given = prepare()
-        start = time.perf_counter()
+        used, start = time.process_time(), time.perf_counter()
         answer = await work(given)
-        return Shot(time.perf_counter() - start, answer)
+        return Shot(time.perf_counter() - start, answer, time.process_time() - used)
 
     return shoot
 
@@ -75,8 +76,10 @@ class Times(Generic[A]):
         return float(np.quantile(self.seconds, 0.95))
 
     def milliseconds(self) -> dict[str, float]:
-        """Return p50 and p95 as a finding shows them."""
-        return {"p50_ms": self.p50 * 1000, "p95_ms": self.p95 * 1000}
+        """Return p50 and p95 as a finding shows them, and the median of the client's own processor time."""
+        processor = float(np.median([shot.processor for shot in self.shots]))
+        client = {"client_ms": processor * 1000} if processor else {}
+        return {"p50_ms": self.p50 * 1000, "p95_ms": self.p95 * 1000, **client}
 
     def over(self, other: "Times[A]") -> dict[str, float]:
         """Return this median over the other's, and where 95 % of resampled pairs of rounds put it."""

@@ -22,7 +22,7 @@ SMOKE = SIZES["smoke"]
 # Not the repository verbs: their rivals come with the group bench.  Nor the peers: they come from PyPI as it runs.
 MEASURES = (
     *("search", "overhead", "round_trips", "remember", "remember_many", "bookkeeping", "rls", "lexical", "hybrid"),
-    *("concurrency", "isolation", "streaming", "growth", "partitions", "start_up"),
+    *("concurrency", "isolation", "streaming", "growth", "partitions", "ef_search", "start_up"),
 )
 
 

@@ -7,6 +7,7 @@ from benchmarks.bench import Bench
 from benchmarks.measures import (
     bookkeeping,
     concurrency,
+    ef_search,
     growth,
     hybrid,
     isolation,
@@ -42,6 +43,7 @@ MEASURES: Mapping[str, Measure] = {
         verbs,
         concurrency,
         isolation,
+        ef_search,
         streaming,
         growth,
         partitions,
