@@ -18,6 +18,14 @@ async def search(database: Database, query: Query, *, text: bool = False, vector
     return [hit.memory.id.int - 1 for hit in hits]
 
 
+async def search_and_record(database: Database, query: Query) -> int:
+    """Search, and count what was found in the same transaction; return how many."""
+    async with database.tenant(query.tenant.org_id) as session:
+        memories = MemoryRepository(session)
+        hits = await memories.search(embedding=query.vector, limit=K)
+        return await memories.record_retrieval(hit.memory.id for hit in hits)
+
+
 async def remember(database: Database, tenant: Tenant, content: str, vector: Array) -> Kept:
     """Keep one memory, in a transaction of its own."""
     async with database.tenant(tenant.org_id) as session:
