@@ -38,6 +38,17 @@ def _canvas(pyplot: Any, columns: int = 1, width: float = _WIDTH) -> tuple[Any, 
     return figure, panels[0]
 
 
+def _log(pyplot: Any, panel: Any, axis: str, numbers: Sequence[float]) -> None:
+    """Scale an axis by its logarithm, with plain numbers on it where there is room for them."""
+    ticks = [tick for power in range(-2, 8) for tick in (10**power, 3 * 10**power)]
+    shown = [tick for tick in ticks if min(numbers) * 0.7 <= tick <= max(numbers) * 1.4]
+    panel.set(**{f"{axis}scale": "log", f"{axis}lim": (min(numbers) * 0.7, max(numbers) * 1.4)})
+    side = panel.xaxis if axis == "x" else panel.yaxis
+    side.set_minor_locator(pyplot.NullLocator())
+    side.set_major_locator(pyplot.FixedLocator(shown))
+    side.set_major_formatter(lambda value, _place: f"{value:,g}" if value < 10_000 else f"{value / 1000:,g}k")
+
+
 def _colour(names: Sequence[str], name: str) -> str:
     fixed = {OURS: "#e15759", RAW: "#4e79a7"}
     others = [other for other in names if other not in fixed]
@@ -68,7 +79,8 @@ def _recall(pyplot: Any, results: Results) -> Any:
                 markerfacecolor="none" if tuned else _colour(names, name),
                 label=one.contestant if rows == sizes[0] else None,
             )
-        panel.set(title=f"{rows:,} memories", xscale="log", xlabel="p50, ms", ylim=(-0.05, 1.05))
+        panel.set(title=f"{rows:,} memories", xlabel="p50, ms", ylim=(-0.05, 1.05))
+        _log(pyplot, panel, "x", [one.values["p50_ms"] for one in found])
         panel.grid(visible=True, alpha=0.3)
     panels[0].set_ylabel("recall@10")
     figure.legend(loc="outside lower center", ncols=5, fontsize=7)
@@ -104,7 +116,8 @@ def _growth(pyplot: Any, results: Results) -> Any:
         label = what if tenant is None else f"{what}, tenant of {tenant:,}"
         left.plot([one.case["rows"] for one in line], [one.values["ratio"] for one in line], "o-", label=label)
     left.axhline(1.3, linestyle=":", color="grey")
-    left.set(xscale="log", xlabel="memories in the table", ylabel="p50 over the smallest table's", ylim=(0, None))
+    left.set(xlabel="memories in the table", ylabel="p50 over the smallest table's", ylim=(0, None))
+    _log(pyplot, left, "x", [float(one.case["rows"]) for one in found])
     left.legend(fontsize=7)
     searched = results.of("overhead")
     for name in _names(searched):
@@ -116,8 +129,11 @@ def _growth(pyplot: Any, results: Results) -> Any:
             color=_colour(_names(searched), name),
             label=name,
         )
-    right.set(xscale="log", yscale="log", xlabel="memories of the tenant", ylabel="search, p50 ms")
-    right.legend(fontsize=7)
+    right.set(xlabel="memories of the tenant", ylabel="search, p50 ms")
+    if searched:
+        _log(pyplot, right, "x", [float(one.case["tenant"]) for one in searched])
+        _log(pyplot, right, "y", [one.values["p50_ms"] for one in searched])
+        right.legend(fontsize=7)
     for panel in (left, right):
         panel.grid(visible=True, alpha=0.3)
     return figure
@@ -155,7 +171,8 @@ def _concurrency(pyplot: Any, results: Results) -> Any:
             tasks = [one.case["tasks"] for one in line]
             rates = [one.values["per_s"] for one in line]
             panel.plot(tasks, rates, "o-", color=_colour((), name), label=name)
-        panel.set(title=f"pool of {pool}", xscale="log", xlabel="tasks")
+        panel.set(title=f"pool of {pool}", xlabel="tasks")
+        _log(pyplot, panel, "x", [float(one.case["tasks"]) for one in found])
         panel.grid(visible=True, alpha=0.3)
     highest = max(one.values["per_s"] for one in found)
     for panel in panels:
