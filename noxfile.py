@@ -25,6 +25,9 @@ PYPROJECT = nox.project.load_toml("pyproject.toml")
 TEST = nox.project.dependency_groups(PYPROJECT, "test")
 TYPES = nox.project.dependency_groups(PYPROJECT, "types")
 
+# Two processes, each with a server of its own: a small machine has two cores, and a test waits for its server anyway.
+SHARED = ("-n", "2", "--dist", "worksteal")
+
 # Run before a wheel's tests, in their environment: what is imported comes from
 # site-packages, and the wheels above the one under test are not there.
 PROOF = """
@@ -57,7 +60,8 @@ def types(session: nox.Session) -> None:
     session.run("mypy")
     for wheel in WHEELS:  # a run each: every package has its own conftest.py
         session.run("mypy", f"packages/{wheel}/tests")
-    session.run("mypy", "tests")
+    session.run("mypy", "tests", "--exclude", "^tests/outages/")
+    session.run("mypy", "tests/outages")
     session.run("mypy", "examples")
     session.run("mypy", "benchmarks")
     session.run("pyright", "--pythonpath", shutil.which("python", path=session.bin) or "python")
@@ -81,7 +85,7 @@ def alone(session: nox.Session, wheel: str) -> None:
         _install(session, installed, "ibex-db-core[cli,testing]", *(["ibex-db-memory[cli]"] * (wheel == WHEELS[-1])))
         session.run("python", "-c", PROOF, *installed)
         ours = ("-c", str(ROOT / "pyproject.toml"), "--rootdir", ".", "-o", f"pythonpath={place / 'tests'}")
-        session.run("pytest", *ours, "tests", *session.posargs)
+        session.run("pytest", *SHARED, *ours, "tests", *session.posargs)
 
 
 @nox.session
@@ -89,7 +93,7 @@ def together(session: nox.Session) -> None:
     """Test what needs all three wheels: the front door, the schema, the wheels, the README, the examples."""
     _install(session, WHEELS, "ibex-db-core[cli,testing]", "ibex-db-memory[cli]", *TYPES)
     session.run("python", "-c", PROOF, *WHEELS)
-    session.run("pytest", "tests", *session.posargs, env={"IBEX_WHEELS": str(BUILT)})
+    session.run("pytest", *SHARED, "tests", *session.posargs, env={"IBEX_WHEELS": str(BUILT)})
 
 
 @nox.session

@@ -8,24 +8,42 @@ import tempfile
 import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 from sqlalchemy import URL
 
-from ibex_db import EngineSettings
+from ibex_db import Database, EngineSettings
 from ibex_db_core.embedded.account import Account, temporary_folder
 from ibex_db_core.provisioning import PLATFORM_LOGIN, SERVICE_LOGIN, Cluster
+from ibex_db_core.testing import TestDatabase
 
-POOL_SIZE = 2
-"""Server connections of one login to one database: fewer than any test has clients, so they are shared."""
+POOL_SIZE = 3
+"""Server connections of one login to one database: what the properties hold open at once, and fewer than a crowd."""
 
 BEHIND = EngineSettings(statement_cache_size=0)
 """All that a service sets, as the README says."""
 
 _PORT = 6432  # a name only: it listens on a socket in a folder of its own
 _START_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Route:
+    """How a service reaches the server, and the one setting that goes with it."""
+
+    bounced: Cluster | None
+
+    def leads_to(self, database: TestDatabase) -> TestDatabase:
+        """Return the address of a database on this route."""
+        return database if self.bounced is None else replace(database, cluster=self.bounced)
+
+    def connect(self, database: TestDatabase, settings: EngineSettings) -> Database:
+        """Make a Database on this route."""
+        if self.bounced is not None:
+            settings = replace(settings, statement_cache_size=BEHIND.statement_cache_size)
+        return self.leads_to(database).connect(settings)
 
 
 def find_pgbouncer() -> str:

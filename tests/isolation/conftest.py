@@ -2,11 +2,10 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import replace
 from uuid import UUID, uuid4
 
 import pytest
-from bouncer import BEHIND, pgbouncer
+from bouncer import Route, pgbouncer
 from two import ONE, Two, populate
 
 from ibex_db import Database
@@ -52,13 +51,15 @@ def bounced(ibex_cluster: Cluster) -> Iterator[Cluster]:
 
 
 @pytest.fixture(params=["direct", "pgbouncer"])
-async def db(request: pytest.FixtureRequest, shared: TestDatabase) -> AsyncIterator[Database]:
-    """A service's Database of one connection, straight to the server and through PgBouncer."""
-    settings = ONE
-    if request.param == "pgbouncer":
-        shared = replace(shared, cluster=request.getfixturevalue("bounced"))
-        settings = replace(ONE, statement_cache_size=BEHIND.statement_cache_size)
-    async with shared.connect(settings) as database:
+def route(request: pytest.FixtureRequest) -> Route:
+    """Straight to the server, and through PgBouncer."""
+    return Route(request.getfixturevalue("bounced") if request.param == "pgbouncer" else None)
+
+
+@pytest.fixture
+async def db(route: Route, shared: TestDatabase) -> AsyncIterator[Database]:
+    """A service's Database of one connection, on each route."""
+    async with route.connect(shared, ONE) as database:
         yield database
 
 

@@ -9,6 +9,7 @@ from uuid import UUID
 
 import asyncpg
 import pytest
+from bouncer import Route
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from two import Two
@@ -29,10 +30,13 @@ SOURCES = Path(__file__).parents[2] / "packages"
 
 
 @pytest.fixture
-async def plain(shared: TestDatabase) -> AsyncIterator[AsyncEngine]:
-    """An engine that a service made by itself, of one connection."""
-    address = shared.cluster.url(shared.name, user=SERVICE_LOGIN).set(drivername="postgresql+asyncpg")
-    engine = create_async_engine(address, pool_size=1, max_overflow=0)
+async def plain(route: Route, shared: TestDatabase) -> AsyncIterator[AsyncEngine]:
+    """An engine that a service made by itself, of one connection, on each route."""
+    address = route.leads_to(shared).cluster.url(shared.name, user=SERVICE_LOGIN)
+    asked = {} if route.bounced is None else {"statement_cache_size": 0}
+    engine = create_async_engine(
+        address.set(drivername="postgresql+asyncpg"), pool_size=1, max_overflow=0, connect_args=asked
+    )
     yield engine
     await engine.dispose()
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from uuid import UUID, uuid4
 
 import pytest
+from bouncer import Route
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 from two import VECTOR, sign_up
@@ -140,9 +141,9 @@ class _Load:
 
 
 async def test_under_load_no_row_is_wrong_and_every_acknowledged_write_is_there(
-    ibex_test_database: TestDatabase,
+    ibex_test_database: TestDatabase, route: Route
 ) -> None:
-    async with ibex_test_database.connect(POOL) as db:
+    async with route.connect(ibex_test_database, POOL) as db:
         tenants: list[_Tenant] = []
         for number in range(TENANTS):
             org_id = await sign_up(db, f"load-{number}")

@@ -16,6 +16,7 @@ from typing import TypeVar
 from uuid import UUID, uuid4
 
 import pytest
+from bouncer import Route
 from hypothesis import HealthCheck, Phase, settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 from sqlalchemy import text
@@ -396,9 +397,9 @@ def runner() -> Iterator[asyncio.Runner]:
 
 
 def test_whatever_several_tenants_do_each_sees_its_own_rows_and_all_of_them(
-    shared: TestDatabase, runner: asyncio.Runner
+    shared: TestDatabase, route: Route, runner: asyncio.Runner
 ) -> None:
-    db = shared.connect(POOL)
+    db = route.connect(shared, POOL)
     done: Counter[str] = Counter()
 
     class OnThisDatabase(Tenants):

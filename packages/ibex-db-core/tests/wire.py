@@ -31,12 +31,14 @@ class Wire:
         messages: since the last clear().
         writers: of both ends of every connection.
         break_on: a client's simple query that starts so is not passed on: every connection breaks instead.
+        flowing: cleared, nothing passes either way, and nobody is told: what a dropped route looks like.
     """
 
     folder: Path
     messages: list[Message] = field(default_factory=list[Message])
     writers: list[asyncio.StreamWriter] = field(default_factory=list[asyncio.StreamWriter])
     break_on: str | None = None
+    flowing: asyncio.Event = field(default_factory=asyncio.Event)
     _prepared: dict[bytes, str] = field(default_factory=dict[bytes, str])
 
     def address(self, url: URL) -> URL:
@@ -101,6 +103,7 @@ async def listen(upstream: URL) -> AsyncGenerator[Wire]:
     port = upstream.port or int(str(upstream.query.get("port", _PORT)))
     with TemporaryDirectory(prefix="wire") as folder:
         wire = Wire(Path(folder))
+        wire.flowing.set()
         tasks: set[asyncio.Task[None]] = set()
 
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -120,6 +123,7 @@ async def listen(upstream: URL) -> AsyncGenerator[Wire]:
             yield wire
         finally:
             listener.close()
+            wire.flowing.set()
             wire.cut()
             await asyncio.gather(*tasks, return_exceptions=True)
 
@@ -144,6 +148,7 @@ async def _pass_on(
             if wire.breaks(message):
                 wire.cut()
                 return
+            await wire.flowing.wait()
             writer.write(kind + size + body)
             await writer.drain()
     except (asyncio.IncompleteReadError, ConnectionError):

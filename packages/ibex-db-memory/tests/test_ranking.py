@@ -165,7 +165,7 @@ async def test_categories_and_agents_narrow_it(
         {"deleted_at": datetime.now(UTC)},
         {"status": "archived"},
     ],
-    ids=str,
+    ids=["expired", "deleted", "archived"],
 )
 async def test_what_is_gone_is_not_hot(memories: MemoryRepository, agent_id: UUID, change: dict[str, object]) -> None:
     kept = await memories.remember(agent_id=agent_id, content="Tea.", category="factual", confidence=Decimal(1))

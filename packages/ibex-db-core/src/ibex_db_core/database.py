@@ -364,19 +364,25 @@ class Database:
         async with self._owner_engine("Migrations are") as engine:
             yield Migrator(engine)
 
-    async def doctor(self) -> "Report":
+    async def doctor(self, *, performance: bool = False) -> "Report":
         """Audit the live database, other people's changes included; see ibex_db_core.doctor.
 
         Runs on a connection of the owner's login, in one read-only transaction.
 
+        Args:
+            performance: look at how it works instead of whether it is safe: what the server's counters say
+                of updates, dead rows, indexes, memory, transactions and statements.
+
         Raises:
             MigrationError: there is no ibex_core schema, or the login may not read it.
         """
-        from ibex_db_core.doctor import examine
+        from ibex_db_core.doctor import CHECKS, examine, performance_checks
+
+        checks = performance_checks() if performance else CHECKS
 
         async with self._owner_engine("The audit is") as engine, engine.connect() as connection:
             await connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY"))
-            return await connection.run_sync(examine)
+            return await connection.run_sync(lambda live: examine(live, checks=checks))
 
     @asynccontextmanager
     async def _owner_engine(self, what: str) -> AsyncGenerator[AsyncEngine]:

@@ -31,6 +31,8 @@ class EngineSettings:
         statement_timeout: seconds for one statement; 0: no limit.
         lock_timeout: seconds to wait for a lock; 0: no limit.
         idle_timeout: seconds that a transaction may sit idle; 0: no limit.
+        network_timeout: seconds that an answer may be late beyond statement_timeout before the connection counts
+            as lost: a server or network that went silent tells nobody.  0, or no statement_timeout: no limit.
         application_name: as pg_stat_activity shows it, where the URL names none.
         statement_cache_size: asyncpg's cache; 0 for PgBouncer in transaction mode.
         hnsw_ef_search: candidates that a vector index search keeps, 1 to 1000; more is better recall and slower.
@@ -44,6 +46,7 @@ class EngineSettings:
     statement_timeout: float = 30.0
     lock_timeout: float = 10.0
     idle_timeout: float = 60.0
+    network_timeout: float = 10.0
     application_name: str = "ibex-db"
     statement_cache_size: int = 100
     hnsw_ef_search: int = 100
@@ -53,6 +56,13 @@ class EngineSettings:
     def behind_pgbouncer(self) -> bool:
         """Whether connections are shared with others between transactions: statement_cache_size is 0."""
         return self.statement_cache_size == 0
+
+    @property
+    def answer_timeout(self) -> float | None:
+        """Seconds to wait for any answer of the server; None: no limit."""
+        return (
+            self.statement_timeout + self.network_timeout if self.statement_timeout and self.network_timeout else None
+        )
 
     @cached_property
     def each_connection(self) -> str:
@@ -92,6 +102,7 @@ def create_engine(address: Address, settings: EngineSettings) -> AsyncEngine:
         options: dict[str, Any] = {
             "timeout": address.timeout,
             "statement_cache_size": settings.statement_cache_size,
+            "command_timeout": settings.answer_timeout,
             "connection_class": FoldedConnection,
             **settings.connect_args,
         }
@@ -99,8 +110,12 @@ def create_engine(address: Address, settings: EngineSettings) -> AsyncEngine:
         options["server_settings"] = {"application_name": name, **options.get("server_settings", {})}
         try:
             connection: asyncpg.Connection = await asyncpg.connect(address.dsn, **options)
-            if settings.each_connection:
-                await connection.execute(settings.each_connection)
+            try:
+                if settings.each_connection:
+                    await connection.execute(settings.each_connection)
+            except BaseException:
+                connection.terminate()  # the pool never hears of it, so nobody else would close it
+                raise
         except Exception as exc:
             # SQLAlchemy lets what a creator raises pass as it is: no handle_error event.
             if (ours := translate(exc)) is None:
@@ -159,6 +174,9 @@ def _refuse_broken(connection: DBAPIConnection, _entry: ConnectionPoolEntry, _pr
 def _translate(context: ExceptionContext) -> None:
     """Raise our error in place of the driver's; SQLAlchemy chains the cause."""
     found = context.sqlalchemy_exception or context.original_exception
+    if isinstance(found, TimeoutError):
+        # Silence of the server or of the network: whatever else is sent on this connection would wait as long.
+        context.is_disconnect = True
     execution = context.execution_context
     parameters = None
     compiled = getattr(execution, "compiled_parameters", None)

@@ -18,6 +18,8 @@ from sqlalchemy import (
     TextClause,
     UniqueConstraint,
     Update,
+    Uuid,
+    bindparam,
     delete,
     exists as sql_exists,
     func,
@@ -55,6 +57,12 @@ class BaseRepository(Generic[T]):
     """
 
     model: ClassVar[type[Any]]
+    _narrowed: ClassVar[bool] = False
+    """A subclass adds conditions of its own to every statement."""
+
+    def __init_subclass__(cls, **options: object) -> None:
+        super().__init_subclass__(**options)
+        cls._narrowed = cls._narrowed or not {"_scope", "_select"}.isdisjoint(cls.__dict__)
 
     def __init__(self, session: AsyncSession, org_id: UUID | None = None) -> None:
         if org_id is not None:
@@ -106,8 +114,16 @@ class BaseRepository(Generic[T]):
         self, ident: UUID, *, include_deleted: bool = False, options: Sequence[ORMOption] = ()
     ) -> T | None:
         """Return the row with this id, or None."""
-        statement = self._select(include_deleted=include_deleted).where(self._id == validation.uuid("id", ident))
-        return (await self._execute(statement.options(*options))).scalars().one_or_none()
+        ident = validation.uuid("id", ident)
+        parameters: dict[str, object] | None = None
+        if not self._narrowed:
+            statement = _by_id(self.model, scoped=self._org_id is not None, live=self._soft and not include_deleted)
+            parameters = {"org_id": self._org_id, "id": ident}
+        else:  # a repository that narrows its rows has a statement of its own
+            statement = self._select(include_deleted=include_deleted).where(self._id == ident)
+        if options:
+            statement = statement.options(*options)
+        return cast("T | None", (await self._execute(statement, parameters)).scalars().one_or_none())
 
     async def get_many(
         self, idents: Iterable[UUID], *, include_deleted: bool = False, options: Sequence[ORMOption] = ()
@@ -440,6 +456,20 @@ class BaseRepository(Generic[T]):
             + [name_of(r) for r in table.constraints if isinstance(r, UniqueConstraint)]
         )
         raise InvalidInputError("on", name, f"must be a unique key of {table.name}: {', '.join(known)}")
+
+
+def _by_id(model: type[Any], *, scoped: bool, live: bool) -> Select[Any]:
+    """Return SELECT of one row, built once: building it anew cost a get() a third of its time."""
+    key = (model, scoped, live)
+    if key not in _BY_ID:
+        statement = select(model).where(model.id == bindparam("id", type_=Uuid()))
+        if scoped:
+            statement = statement.where(getattr(model, model.__tenant_column__) == bindparam("org_id", type_=Uuid()))
+        _BY_ID[key] = statement.where(model.deleted_at.is_(None)) if live else statement
+    return _BY_ID[key]
+
+
+_BY_ID: dict[tuple[type[Any], bool, bool], Select[Any]] = {}
 
 
 def _required(model: type[Base]) -> frozenset[str]:

@@ -64,6 +64,7 @@ _BY_STATE: dict[str, tuple[_Told, str]] = {
     "28000": (DatabaseError, "check the login of the URL, and pg_hba.conf"),
     "28P01": (DatabaseError, "check user and password of the URL"),
     "3D000": (DatabaseError, "name a database that exists, or create it"),
+    "53100": (DatabaseError, "the server's disk is full: free space there; nothing of this transaction was kept"),
     "57014": (StatementTimeoutError, "narrow the statement, or raise statement_timeout"),
 }
 # 08xxx: the connection broke; 57P01..3: the server is going down or coming up; 25P03/25P04: the server
@@ -105,6 +106,11 @@ def translate(exc: BaseException, parameters: Mapping[str, object] | None = None
         return ConfigurationError(f"the database URL asks for what the driver cannot do: {exc}")
     if isinstance(exc, InvalidRequestError) and "permanently closed" in str(exc):
         return TenantError("this session ended with its db.tenant() or db.platform() block: open another one")
+    if isinstance(exc, TimeoutError) and not str(exc):  # asyncpg's, who has waited command_timeout or timeout
+        return ConnectionLostError(
+            "the database did not answer in time; what was not committed is gone; check that the server runs, and that "
+            "the network does not drop idle connections"
+        )
     if isinstance(exc, (OSError, TimeoutError)):
         return ConnectionLostError(
             f"no connection to the database: {str(exc) or type(exc).__name__}; "

@@ -17,6 +17,9 @@ __all__ = ["register"]
 _STYLES = {Severity.CRITICAL: "bold red", Severity.HIGH: "red", Severity.MEDIUM: "yellow", Severity.LOW: "cyan"}
 
 
+_SOUND = "Nothing found: the database is as the installed wheels expect it."
+
+
 def register(app: typer.Typer) -> None:
     """Add the command."""
     app.command(epilog=EXIT_CODES)(doctor)
@@ -36,7 +39,7 @@ class Audited(Result):
     def __rich__(self) -> RenderableType:
         """Return the table of findings, and below it the SQL of each, whole, to be copied."""
         if not self.findings:
-            return Text("Nothing found: the database is as the installed wheels expect it.", style="green")
+            return Text(_SOUND, style="green")
         columns = ("#", "Severity", Column("Code", no_wrap=True), "Object", "What could happen")
         rows = (
             (str(number), Text(found.severity, _STYLES[found.severity]), found.code, found.object, found.risk)
@@ -59,13 +62,18 @@ def doctor(
     ignore: Annotated[
         list[str] | None, typer.Option(metavar="CODE", help="Leave this code out; may be given more than once.")
     ] = None,
+    performance: Annotated[
+        bool, typer.Option("--performance", help="Look at how it works instead of whether it is safe.")
+    ] = False,
     url: Url = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Audit a live database, other people's changes included; leave with 1 where something was found.
 
-    Roles, policies, grants, keys, triggers, functions, views, storage, versions, drift.
+    Roles, policies, grants, keys, triggers, functions, views, storage, versions, drift;
+    with --performance: updates, dead rows, statistics, partitions, indexes, memory,
+    transactions and statements, as the server has counted them.
     Read-only. Connects as the owner: IBEX_OWNER_URL where it is set.
     """
     left_out = frozenset(ignore or ())
@@ -76,7 +84,7 @@ def doctor(
     async def work() -> Audited:
         with output.progress(f"auditing {where(url)}"):
             async with connect(url) as database:
-                report = await database.doctor()
+                report = await database.doctor(performance=performance)
         return Audited(list(report.without(left_out).findings))
 
     output.run(work)

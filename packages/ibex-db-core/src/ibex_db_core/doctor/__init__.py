@@ -2,5 +2,6 @@
 
 from ibex_db_core.doctor.audit import CHECKS, Audit, examine
 from ibex_db_core.doctor.findings import CODES, Finding, Report, Severity
+from ibex_db_core.doctor.performance import Limits, checks as performance_checks
 
-__all__ = ["CHECKS", "CODES", "Audit", "Finding", "Report", "Severity", "examine"]
+__all__ = ["CHECKS", "CODES", "Audit", "Finding", "Limits", "Report", "Severity", "examine", "performance_checks"]

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-__all__ = ["CODES", "Finding", "Report", "Severity", "finding"]
+__all__ = ["CODES", "PERFORMANCE_CODES", "Finding", "Report", "Severity", "finding"]
 
 
 class Severity(StrEnum):
@@ -71,6 +71,20 @@ def _script(statements: tuple[str, ...]) -> str:
 
 
 _C, _H, _M, _L = Severity.CRITICAL, Severity.HIGH, Severity.MEDIUM, Severity.LOW
+
+PERFORMANCE_CODES: Mapping[str, Severity] = {
+    "hot-updates": _M,
+    "dead-rows": _M,
+    "statistics-stale": _M,
+    "partition-skew": _L,
+    "index-unused": _L,
+    "index-bloated": _L,
+    "vector-index-memory": _M,
+    "transaction-old": _M,
+    "statement-slow": _M,
+    "transaction-age": _H,
+}
+"""Those of the audit of performance."""
 
 CODES: Mapping[str, Severity] = {
     # tables
@@ -154,5 +168,6 @@ CODES: Mapping[str, Severity] = {
     "index-missing": _M,
     "index-unknown": _L,
     "drift": _M,
+    **PERFORMANCE_CODES,
 }
 """Every code, and how grave it is where the case does not say otherwise."""

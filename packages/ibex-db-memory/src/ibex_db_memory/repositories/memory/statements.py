@@ -1,9 +1,15 @@
 """The SQL of remember and remember_many.
 
-Both have the same parts: retire expired twins, insert what is new, tag it, and
+A batch is one statement: retire expired twins, insert what is new, tag it, and
 name the row that says it.  ``retired`` must be done before ``inserted`` starts,
 hence the count that reads it to its end.  Created or known is told by which
 part found the row: an id may be the caller's, and given twice.
+
+A single memory is most often new, and its one statement is then an INSERT,
+whose plan is made in no time; looking for its twin in the same statement cost
+every new memory the planning of an UPDATE and a SELECT of a partitioned table.
+Only where the INSERT meets a twin is that looked at, by a statement of its own,
+whose snapshot sees whatever the INSERT ran into.
 """
 
 import json
@@ -12,7 +18,20 @@ from typing import Any, cast
 from uuid import UUID
 
 import pgvector
-from sqlalchemy import ARRAY, Boolean, Column, Engine, Text, Uuid, bindparam, column, select, text
+from sqlalchemy import (
+    ARRAY,
+    BindParameter,
+    Boolean,
+    Column,
+    Engine,
+    Executable,
+    Text,
+    Uuid,
+    bindparam,
+    column,
+    select,
+    text,
+)
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.types import NullType
 
@@ -51,15 +70,8 @@ def _twin(agent_id: str, content_hash: str, status: str) -> str:
             AND m.status = 'active' AND m.deleted_at IS NULL AND {status} = 'active'"""
 
 
-def _insert(value: Callable[[str], str], returning: str, source: str = "") -> str:
-    values = ", ".join(f"COALESCE({value(name)}, now())" if name == "valid_from" else value(name) for name in _COLUMNS)
-    return f"""
-    inserted AS (
-        INSERT INTO ibex_core.memories (org_id, {_NAMES})
-        SELECT :org_id, {values} {source} WHERE (SELECT count(*) FROM retired) >= 0
-        {_CONFLICT}
-        RETURNING {returning}
-    )"""
+def _values(value: Callable[[str], str]) -> str:
+    return ", ".join(f"COALESCE({value(name)}, now())" if name == "valid_from" else value(name) for name in _COLUMNS)
 
 
 _READ = tuple(
@@ -68,46 +80,55 @@ _READ = tuple(
     if column.name not in {"embedding", "search_vector"}
 )
 
-_CREATED = column("created", Boolean())
-
-
-def _read(prefix: str = "") -> str:
-    return ", ".join(f"{prefix}{column.name}" for column in _READ)
+_READ_NAMES = ", ".join(column.name for column in _READ)
 
 
 def _one(name: str) -> str:
     return f"CAST(:{name} AS {_COLUMNS[name]})"
 
 
-# Parameters in place rather than a CTE of them: the planner sees constants, and has a join less to plan.
+_INSERT_ONE = f"""INSERT INTO ibex_core.memories (org_id, {_NAMES}) VALUES (:org_id, {_values(_one)})
+    {_CONFLICT} RETURNING {_READ_NAMES}"""
 _TWIN_OF_ONE = _twin(_one("agent_id"), _one("content_hash"), _one("status"))
-_REMEMBER_ONE = (
-    text(
-        f"""
-    WITH retired AS (
-        UPDATE ibex_core.memories m SET deleted_at = now() WHERE {_TWIN_OF_ONE} AND m.expires_at <= now()
-        RETURNING 1
-    ), {_insert(_one, _read())}, tagged AS (
-        INSERT INTO ibex_core.memory_tags (org_id, memory_id, tag)
-        SELECT :org_id, n.id, t.tag FROM inserted n, unnest(CAST(:tags AS text[])) AS t (tag)
-    )
-    SELECT {_read()}, true AS created FROM inserted
-    UNION ALL
-    SELECT {_read("m.")}, false FROM ibex_core.memories m
-    WHERE {_TWIN_OF_ONE} AND NOT EXISTS (SELECT FROM inserted) AND (m.expires_at IS NULL OR m.expires_at > now())
-    """
-    )
-    .bindparams(
+_EXPIRED = column("expired", Boolean())
+
+
+def _insert_one(statement: str, *parameters: BindParameter[Any]) -> Executable:
+    values = (
         bindparam("org_id", type_=Uuid()),
         bindparam("embedding", type_=Vector(EMBEDDING_DIMENSIONS)),
         bindparam("metadata", type_=JSONB()),
-        bindparam("tags", type_=ARRAY(Text())),
     )
-    .columns(*_READ, _CREATED)
+    # Made once, so that SQLAlchemy works its cache key out once.
+    return select(Memory).from_statement(text(statement).bindparams(*values, *parameters).columns(*_READ))
+
+
+INSERT_ONE = _insert_one(_INSERT_ONE)
+"""One memory without tags: returns its row, and nothing where it has a twin."""
+
+INSERT_TAGGED = _insert_one(
+    f"""
+    WITH inserted AS ({_INSERT_ONE}), tagged AS (
+        INSERT INTO ibex_core.memory_tags (org_id, memory_id, tag)
+        SELECT :org_id, n.id, t.tag FROM inserted n, unnest(CAST(:tags AS text[])) AS t (tag)
+    )
+    SELECT {_READ_NAMES} FROM inserted
+    """,
+    bindparam("tags", type_=ARRAY(Text())),
 )
-# Made once, so that SQLAlchemy works its cache key out once.
-REMEMBER_ONE = select(Memory, _CREATED).from_statement(_REMEMBER_ONE)
-"""One memory: returns its row, or its twin's, and which it is; nothing where a concurrent twin is not visible yet."""
+"""One memory with its tags: as INSERT_ONE."""
+
+TWIN_OF_ONE = select(Memory, _EXPIRED).from_statement(
+    text(f"SELECT {_READ_NAMES}, expires_at <= now() IS TRUE AS expired FROM ibex_core.memories m WHERE {_TWIN_OF_ONE}")
+    .bindparams(bindparam("org_id", type_=Uuid()))
+    .columns(*_READ, _EXPIRED)
+)
+"""The twin of one memory: its row, and whether it has expired; nothing where it is gone by now."""
+
+RETIRE_ONE = text(
+    f"UPDATE ibex_core.memories m SET deleted_at = now() WHERE {_TWIN_OF_ONE} AND m.expires_at <= now()"
+).bindparams(bindparam("org_id", type_=Uuid()))
+"""Soft-delete the expired twin of one memory, unless another has done so, or has made it live longer."""
 
 
 def _many(name: str, kind: str) -> str:
@@ -128,7 +149,12 @@ REMEMBER_MANY = text(
     ), retired AS (
         UPDATE ibex_core.memories m SET deleted_at = now() FROM expired WHERE m.org_id = :org_id AND m.id = expired.id
         RETURNING 1
-    ), {_insert("i.{}".format, "id, expires_at", "FROM input i")}, tagged AS (
+    ), inserted AS (
+        INSERT INTO ibex_core.memories (org_id, {_NAMES})
+        SELECT :org_id, {_values("i.{}".format)} FROM input i WHERE (SELECT count(*) FROM retired) >= 0
+        {_CONFLICT}
+        RETURNING id, expires_at
+    ), tagged AS (
         INSERT INTO ibex_core.memory_tags (org_id, memory_id, tag)
         SELECT :org_id, n.id, t.tag
         FROM unnest(CAST(:tag_of AS uuid[]), CAST(:tag AS text[])) AS t (id, tag) JOIN inserted n USING (id)

@@ -1,9 +1,9 @@
 """Remembering: writes that know what is known already, one statement for a memory or for a thousand.
 
 Why no ON CONFLICT DO UPDATE: it would write a dead row, and bump updated_at, for
-every duplicate.  DO NOTHING writes nothing; the twin is read in the same
-statement.  Only where a concurrent writer committed the twin after this
-statement's snapshot is neither found, and the statement is run once more.
+every duplicate.  DO NOTHING writes nothing; the twin is read after it.  A twin
+that was there when the INSERT ran and is gone when it is looked for, or that a
+batch's snapshot does not see yet, has the statement run once more.
 """
 
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Mapping, Sequence
@@ -106,7 +106,7 @@ class Writing(Finding):
         id: UUID | None = None,  # noqa: A002 - the column's name
         near_duplicate_threshold: float | None = None,
     ) -> Kept:
-        """Keep one statement, unless the agent keeps it already; one round trip, race-free.
+        """Keep one statement, unless the agent keeps it already; one round trip where it is new, race-free.
 
         A duplicate is left as it is: its tags, confidence and vector do not
         change.  A twin that has expired counts as gone: it is soft-deleted and
@@ -169,14 +169,7 @@ class Writing(Finding):
             validation.number("near_duplicate_threshold", near_duplicate_threshold, -1, 1)
             if embedding is None:
                 raise InvalidInputError("embedding", None, "is required to look for near duplicates")
-        parameters = {"org_id": self._tenant, **draft.values, "tags": list(draft.tags)}
-        for _ in range(_TRIES):
-            row = (await self._execute(statements.REMEMBER_ONE, parameters, populate_existing=True)).one_or_none()
-            if row is not None:
-                break
-        else:
-            raise _always_outrun()
-        memory, created = cast("tuple[Memory, bool]", tuple(row))
+        memory, created = await self._remember_one(draft)
         near = None
         if near_duplicate_threshold is not None:
             near = await self._near_duplicate(
@@ -237,6 +230,24 @@ class Writing(Finding):
                 )
             values["content_hash"] = content_hash(cast("str", values["content"]))
         return values
+
+    async def _remember_one(self, draft: CheckedDraft) -> tuple[Memory, bool]:
+        values = {"org_id": self._tenant, **draft.values}
+        insert, tagged = statements.INSERT_ONE, values
+        if draft.tags:
+            insert, tagged = statements.INSERT_TAGGED, {**values, "tags": list(draft.tags)}
+        for _ in range(_TRIES):
+            created = (await self._execute(insert, tagged)).scalar_one_or_none()
+            if created is not None:
+                return cast("Memory", created), True
+            twin = (await self._execute(statements.TWIN_OF_ONE, values, populate_existing=True)).one_or_none()
+            if twin is None:
+                continue
+            memory, expired = cast("tuple[Memory, bool]", tuple(twin))
+            if not expired:
+                return memory, False
+            await self._execute(statements.RETIRE_ONE, values)
+        raise _always_outrun()
 
     async def _remember_batch(self, batch: Sequence[CheckedDraft]) -> Sequence[Outcome]:
         outcomes: dict[int, Outcome] = {}
