@@ -46,7 +46,11 @@ def _log(pyplot: Any, panel: Any, axis: str, numbers: Sequence[float]) -> None:
     side = panel.xaxis if axis == "x" else panel.yaxis
     side.set_minor_locator(pyplot.NullLocator())
     side.set_major_locator(pyplot.FixedLocator(shown))
-    side.set_major_formatter(lambda value, _place: f"{value:,g}" if value < 10_000 else f"{value / 1000:,g}k")
+    side.set_major_formatter(_plain)
+
+
+def _plain(value: float, _place: int) -> str:
+    return f"{value:,g}" if value < 10_000 else f"{value / 1000:,g}k"
 
 
 def _colour(names: Sequence[str], name: str) -> str:
