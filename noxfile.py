@@ -112,7 +112,7 @@ def importers(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def bench(session: nox.Session) -> None:
-    """Measure beside hand-written asyncpg and the peers; `nox -s bench -- --size full --docs` makes the docs' figures."""
+    """Measure beside hand-written asyncpg and the peers; with `-- --size full --docs`, for docs/benchmarks.md."""
     _sync(session, "bench")
     session.run("python", "-m", "benchmarks", *session.posargs)
 
