@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import logging
+import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -54,7 +55,10 @@ async def run(size: Size, only: Sequence[str], recipes: Sequence[Recipe], out: P
                 if name != loading.NAME or not loaded:
                     task = progress.add_task(name, total=None)
                     bench = Bench(size, data, cluster, out, database, _DATABASE, raw, peers, progress, task)
+                    began = time.monotonic()
                     store.keep(name, await MEASURES[name](bench))
+                    if not progress.console.is_terminal:  # where no bar is seen, say how far it is
+                        progress.console.print(f"{name}: {time.monotonic() - began:.0f} s")
                     progress.update(task, completed=progress.tasks[task].total)
                 progress.advance(overall)
     if not keep:
