@@ -127,6 +127,18 @@ POLICIES = [
         "CREATE POLICY open ON ibex_core.memories_p00 TO PUBLIC USING (true)",
     ),
     Fault(
+        "signing-mixed",
+        "agents_tenant on ibex_core.agents",
+        f"ALTER POLICY agents_tenant ON ibex_core.agents USING (org_id = (SELECT {TENANT[9:]})) "
+        f"WITH CHECK (org_id = (SELECT {TENANT[9:]}))",
+    ),
+    Fault(
+        "policy-changed",
+        "agents_floor on ibex_core.agents",
+        "ALTER POLICY agents_floor ON ibex_core.agents USING (org_id = ibex_core.signed_org()) "
+        "WITH CHECK (org_id = ibex_core.signed_org())",
+    ),
+    Fault(
         "policy-function",
         "agents_tenant on ibex_core.agents",
         "CREATE FUNCTION public.org() RETURNS uuid LANGUAGE sql IMMUTABLE AS "
@@ -409,7 +421,9 @@ ROLES = [
         "role-missing",
         "ibex_search",
         "ALTER ROLE ibex_search RENAME TO doctor_gone",
-        frozenset({"policy-changed", "grant-column", "grant-missing", "schema-usage", "function-owner"}),
+        frozenset(
+            {"function-public", "policy-changed", "grant-column", "grant-missing", "schema-usage", "function-owner"}
+        ),
     ),
     Fault(
         "role-membership", "ibex_app in ibex_platform", "GRANT ibex_platform TO ibex_app", frozenset({"login-mixes"})
@@ -545,4 +559,59 @@ DRIFT = [
     ),
 ]
 
-FAULTS = [*TABLES, *POLICIES, *GRANTS, *KEYS, *TRIGGERS, *FUNCTIONS, *VIEWS, *ROLES, *STORAGE, *DRIFT]
+_KEY = "INSERT INTO ibex_core.signing_keys VALUES ('00000000', sha256('a') || sha256('b'), sha256('c') || sha256('d'))"
+_KEYS = "ibex_core.signing_keys"
+_SIGNED = "org_id = (SELECT ibex_core.signed_org())"
+
+SIGNING = [
+    Fault("signing-mixed", "agents_floor on ibex_core.agents", _KEY),
+    Fault("signing-mixed", "agents_tenant on ibex_core.agents", _KEY),
+    Fault("signing-mixed", "organizations_floor on ibex_core.organizations", _KEY),
+    Fault(
+        "signing-mixed",
+        "ibex_core.memories_bm25(query text, agents uuid[], corpus_rows bigint, mean_length double precision, "
+        "k1 double precision, b double precision)",
+        _KEY,
+    ),
+    Fault(
+        "signing-mixed",
+        "agents_floor on ibex_core.agents",
+        f"ALTER POLICY agents_floor ON ibex_core.agents USING ({_SIGNED}) WITH CHECK ({_SIGNED})",
+    ),
+    Fault(
+        "policy-changed",
+        "agents_floor on ibex_core.agents",
+        f"ALTER POLICY agents_floor ON ibex_core.agents USING ({_SIGNED}) WITH CHECK (true)",
+    ),
+    Fault(
+        "policy-function",
+        "agents_tenant on ibex_core.agents",
+        f"ALTER POLICY agents_tenant ON ibex_core.agents USING ({_SIGNED}) WITH CHECK ({_SIGNED})",
+        frozenset({"policy-changed"}),
+    ),
+    Fault("signing-keys", f"{_KEYS} to ibex_app", "GRANT SELECT (inner_pad) ON ibex_core.signing_keys TO ibex_app"),
+    Fault("signing-keys", f"{_KEYS} to PUBLIC", "GRANT SELECT ON ibex_core.signing_keys TO PUBLIC"),
+    Fault("signing-keys", _KEYS, "ALTER TABLE ibex_core.signing_keys DISABLE ROW LEVEL SECURITY"),
+    Fault("signing-keys", _KEYS, "ALTER TABLE ibex_core.signing_keys FORCE ROW LEVEL SECURITY"),
+    Fault("signing-keys", _KEYS, "ALTER TABLE ibex_core.signing_keys OWNER TO CURRENT_USER"),
+    Fault(
+        "signing-keys",
+        f"all_keys on {_KEYS}",
+        "CREATE POLICY all_keys ON ibex_core.signing_keys USING (true)",
+    ),
+    Fault(
+        "function-changed",
+        "ibex_core.signed_org()",
+        "CREATE OR REPLACE FUNCTION ibex_core.signed_org() RETURNS uuid LANGUAGE sql STABLE SECURITY DEFINER "
+        "SET search_path = pg_catalog, pg_temp AS "
+        "$$SELECT NULLIF(current_setting('app.current_org_id', true), '')::uuid$$",
+    ),
+    Fault(
+        "login-mixes",
+        "doctor_one in ibex_platform",
+        "CREATE ROLE doctor_one LOGIN IN ROLE ibex_app; GRANT ibex_platform TO doctor_one WITH INHERIT FALSE;" + _KEY,
+        frozenset({"signing-mixed"}),
+    ),
+]
+
+FAULTS = [*TABLES, *SIGNING, *POLICIES, *GRANTS, *KEYS, *TRIGGERS, *FUNCTIONS, *VIEWS, *ROLES, *STORAGE, *DRIFT]

@@ -134,7 +134,10 @@ def test_upgrade_says_so_where_nothing_is_to_do(migrated: str) -> None:
 def test_upgrade_tells_machines_what_it_applied(empty: str) -> None:
     told = answer("upgrade", "core@head", "--url", empty)
 
-    assert [(step["id"], step["wheel"], step["applied"]) for step in told["applied"]] == [("core_0001", "core", True)]
+    assert [(step["id"], step["wheel"], step["applied"]) for step in told["applied"]] == [
+        ("core_0001", "core", True),
+        ("core_0002", "core", True),
+    ]
     assert told["seconds"] > 0
 
 

@@ -31,6 +31,8 @@ from ibex_db_core.errors import (
     PoolExhaustedError,
     RuleViolationError,
     SerializationError,
+    SignatureError,
+    SignatureLateError,
     StatementTimeoutError,
     TenantError,
     TenantMismatchError,
@@ -39,8 +41,9 @@ from ibex_db_core.errors import (
     UnsafeRoleError,
 )
 from ibex_db_core.identity import TokenIdentity, TokenKind
-from ibex_db_core.migrations import Migrator, Revision
+from ibex_db_core.migrations import Migrator, Revision, Signing
 from ibex_db_core.pages import Page
+from ibex_db_core.replicas import ReplicaStatus
 from ibex_db_core.repository import BaseRepository
 from ibex_db_core.steps import SteppedRepository
 from ibex_db_core.tenant import ScopedSession
@@ -75,10 +78,14 @@ __all__ = [
     "OrgScoped",
     "Page",
     "PoolExhaustedError",
+    "ReplicaStatus",
     "Revision",
     "RuleViolationError",
     "ScopedSession",
     "SerializationError",
+    "SignatureError",
+    "SignatureLateError",
+    "Signing",
     "SoftDeleted",
     "StatementTimeoutError",
     "SteppedRepository",

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import os
 import random
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +22,7 @@ from ibex_db_core.errors import (
     ConfigurationError,
     ConnectionLostError,
     DeadlockError,
+    InvalidInputError,
     MigrationError,
     SerializationError,
     TransientError,
@@ -31,9 +32,11 @@ from ibex_db_core.identity import Authenticator, TokenIdentity, load_authenticat
 from ibex_db_core.migrations import Migrator, Revision
 from ibex_db_core.policies import APP_ROLE, OWNER_ROLE, PLATFORM_ROLE, SEARCH_ROLE
 from ibex_db_core.provisioning import DATABASE, PLATFORM_LOGIN, SERVICE_LOGIN, Cluster
+from ibex_db_core.replicas import Replica, Replicas, ReplicaStatus, check_position
+from ibex_db_core.signing import KEY_VARIABLE, SigningKey
 from ibex_db_core.tenant import ScopedSession, scope, set_tenant
-from ibex_db_core.translation import translate
-from ibex_db_core.url import parse
+from ibex_db_core.translation import translated
+from ibex_db_core.url import Address, parse
 
 if TYPE_CHECKING:
     from ibex_db_core.doctor import Report
@@ -62,6 +65,13 @@ class Database:
         step_down: accept a superuser or owner login by stepping down to ibex_app in
             each transaction.  For development: SQL could still RESET ROLE.
         settings: pool, timeouts, application name; see EngineSettings.
+        signing_key: 64 hexadecimal digits.  Each tenant transaction carries a signature made with it, which a
+            database with signing on demands; see docs/how-to/signing.md.
+        replica_urls: of standbys that stream from ``url``'s server; ``tenant(read_only=True)`` goes to them, and
+            to ``url`` where none is well.
+
+    Raises:
+        ConfigurationError: a URL, a setting or a key that cannot be used, or a key together with step_down.
     """
 
     def __init__(
@@ -72,7 +82,15 @@ class Database:
         owner_url: str | URL | None = None,
         step_down: bool = False,
         settings: EngineSettings | None = None,
+        signing_key: str | None = None,
+        replica_urls: Sequence[str | URL] = (),
     ) -> None:
+        self._key = SigningKey(signing_key) if signing_key is not None else None
+        if step_down and self._key is not None:
+            raise ConfigurationError(
+                "step_down and a signing key contradict each other: SQL that can RESET ROLE needs no signature; "
+                f"connect as a login that is only a member of {APP_ROLE}, or leave {KEY_VARIABLE} out"
+            )
         self._settings = settings or EngineSettings()
         self._url = parse(url)
         self._platform_url = parse(platform_url) if platform_url is not None else None
@@ -81,6 +99,7 @@ class Database:
         self._embedded: EmbeddedPostgres | None = None
         self._engine: AsyncEngine | None = None
         self._platform_engine: AsyncEngine | None = None
+        self._replicas = self._make_replicas([parse(one) for one in replica_urls])
         self._authenticator: Authenticator | None = None
         self._opening = asyncio.Lock()
         self._verified = False
@@ -88,35 +107,46 @@ class Database:
 
     @classmethod
     def from_env(cls, *, url: str | None = None, settings: EngineSettings | None = None) -> Self:
-        """Read IBEX_DATABASE_URL, IBEX_PLATFORM_URL, IBEX_OWNER_URL, IBEX_STEP_DOWN; embedded where no URL is set.
+        """Read IBEX_DATABASE_URL and its kin: _PLATFORM_URL, _OWNER_URL, _REPLICA_URLS, _STEP_DOWN, _SIGNING_KEY.
+
+        Embedded where no URL is set.
 
         Args:
-            url: takes the place of IBEX_DATABASE_URL, and of the two other addresses with
+            url: takes the place of IBEX_DATABASE_URL, and of the other addresses with
                 it: they belong to another database.
             settings: pool, timeouts, application name.
         """
         address = os.environ.get("IBEX_DATABASE_URL", "").strip() if url is None else url
         if not address and url is None:
-            return cls.embedded(settings=settings)
+            return cls.embedded(settings=settings, signing_key=os.environ.get(KEY_VARIABLE, "").strip() or None)
         return cls(
             address,
             platform_url=os.environ.get("IBEX_PLATFORM_URL") or None if url is None else None,
             owner_url=os.environ.get("IBEX_OWNER_URL") or None if url is None else None,
             step_down=os.environ.get("IBEX_STEP_DOWN", "").lower() in {"1", "true", "yes"},
             settings=settings,
+            signing_key=os.environ.get(KEY_VARIABLE, "").strip() or None,
+            replica_urls=os.environ.get("IBEX_REPLICA_URLS", "").split() if url is None else (),
         )
 
     @classmethod
-    def embedded(cls, path: str | Path | None = None, *, settings: EngineSettings | None = None) -> Self:
+    def embedded(
+        cls,
+        path: str | Path | None = None,
+        *,
+        settings: EngineSettings | None = None,
+        signing_key: str | None = None,
+    ) -> Self:
         """Use the Postgres of the ``embedded`` extra.
 
         Args:
             path: where its data is kept; None is the user's data folder.
             settings: pool, timeouts, application name.
+            signing_key: as for Database.
         """
         from ibex_db_core.embedded import EmbeddedPostgres
 
-        database = cls("postgresql:///ibex", settings=settings)
+        database = cls("postgresql:///ibex", settings=settings, signing_key=signing_key)
         database._embedded = EmbeddedPostgres(path)
         return database
 
@@ -136,7 +166,7 @@ class Database:
                 raise ConfigurationError(
                     "the embedded Postgres starts on `async with` or open(): its address is unknown before"
                 )
-            self._engine = create_engine(self._url, self._settings)
+            self._engine = create_engine(self._url, self._settings, self._key)
         return self._engine
 
     async def open(self) -> Self:
@@ -152,7 +182,7 @@ class Database:
                 self._url = parse(cluster.url(DATABASE, user=SERVICE_LOGIN))
                 self._platform_url = parse(cluster.url(DATABASE, user=PLATFORM_LOGIN))
                 self._owner_url = parse(cluster.url(DATABASE))
-                self._engine = create_engine(self._url, self._settings)
+                self._engine = create_engine(self._url, self._settings, self._key)
         return self
 
     async def close(self) -> None:
@@ -168,6 +198,8 @@ class Database:
         for engine in (self._engine, self._platform_engine):
             if engine is not None:
                 await engine.dispose()
+        if self._replicas is not None:
+            await self._replicas.dispose()
         if self._embedded is not None:
             await asyncio.to_thread(self._embedded.stop)
 
@@ -187,20 +219,62 @@ class Database:
 
     # -- units of work
 
-    def tenant(self, org_id: UUID, *, read_only: bool = False) -> AbstractAsyncContextManager[ScopedSession]:
+    def tenant(
+        self, org_id: UUID, *, read_only: bool = False, after: str | None = None
+    ) -> AbstractAsyncContextManager[ScopedSession]:
         """Give one transaction of one organization: commit on success, rollback on an exception.
 
         The session may commit or roll back in between; its next transaction
         carries the tenant again.
 
+        Args:
+            org_id: whose.
+            read_only: refuse every write; a read replica answers, where there is one and it is well.
+            after: of a read: see at least what had been committed at this ``position()``.  A replica is
+                waited for (EngineSettings.replica_wait), then the primary answers.
+
         Raises:
-            InvalidInputError: org_id is no UUID.
+            InvalidInputError: org_id is no UUID; after is no position, or comes without read_only.
             UnsafeRoleError: the login could read past the policies.
             PoolExhaustedError: no connection within pool_timeout.
             ConnectionLostError: no connection to the server.
             CommitUnknownError: the connection broke during COMMIT.
         """
+        if after is not None:
+            if not read_only:
+                raise InvalidInputError(
+                    "after", after, "is for read_only=True: a write goes to the primary, which knows all"
+                )
+            check_position(after)
+        if read_only and self._replicas is not None:
+            return self._reading(self._replicas, validation.uuid("org_id", org_id), after)
         return self._transaction(self.session_factory(org_id, read_only=read_only))
+
+    async def position(self) -> str:
+        """Return how far the primary's write-ahead log has come, for ``tenant(..., after=)``: one round trip.
+
+        Whatever was committed before the call lies before it, and it may be passed on to another service.
+
+        Example:
+            >>> async with db.tenant(org.id) as session:
+            ...     kept = await MemoryRepository(session).remember(
+            ...         agent_id=agent.id, content="Lives in Oslo.", category="factual")
+            >>> async with db.tenant(org.id, read_only=True, after=await db.position()) as session:
+            ...     (await MemoryRepository(session).get(kept.memory.id)).content
+            'Lives in Oslo.'
+
+        Raises:
+            ConnectionLostError: no connection to the primary.
+        """
+        await self._ready()
+        with translated():
+            async with self.engine.connect() as connection:
+                return str(await connection.scalar(_POSITION))
+
+    @property
+    def replicas(self) -> Sequence[ReplicaStatus]:
+        """What is known of each read replica, in the order given; asks none."""
+        return self._replicas.statuses if self._replicas is not None else ()
 
     @asynccontextmanager
     async def platform(self, *, reason: str) -> AsyncGenerator[ScopedSession]:
@@ -229,8 +303,10 @@ class Database:
             InvalidInputError: org_id is no UUID.
             ConfigurationError: an embedded Database that has not been opened.
         """
-        org_id = validation.uuid("org_id", org_id)
-        session = ScopedSession(self.engine, expire_on_commit=False, close_resets_only=False)
+        return self._session(self.engine, validation.uuid("org_id", org_id), read_only=read_only)
+
+    def _session(self, engine: AsyncEngine, org_id: UUID, *, read_only: bool) -> ScopedSession:
+        session = ScopedSession(engine, expire_on_commit=False, close_resets_only=False)
         role = f"SET LOCAL ROLE {APP_ROLE}; " if self._step_down else ""
         only = "SET TRANSACTION READ ONLY; " if read_only else ""
         scope(session, org_id, f"{only}{role}{set_tenant(org_id)}; {self._settings.each_transaction}")
@@ -290,18 +366,45 @@ class Database:
             self._authenticator = load_authenticator()
         return await self._authenticator.authenticate(self, plaintext)
 
+    def _make_replicas(self, addresses: Sequence[Address]) -> Replicas | None:
+        if not addresses:
+            return None
+        every = [Replica(address, create_engine(address, self._settings, self._key)) for address in addresses]
+        wait, most_lag = self._settings.replica_wait, self._settings.replica_lag
+        return Replicas(every, self._verify, wait=wait, most_lag=most_lag)
+
+    @asynccontextmanager
+    async def _reading(self, replicas: Replicas, org_id: UUID, after: str | None) -> AsyncGenerator[ScopedSession]:
+        """Give a read-only transaction on a replica, or on the primary where none serves."""
+        if self._closed:
+            raise ConfigurationError(_CLOSED)
+        replica = await replicas.choose(after)
+        if replica is None:
+            async with self._transaction(self.session_factory(org_id, read_only=True)) as session:
+                yield session
+            return
+        try:
+            async with self._transacted(self._session(replica.engine, org_id, read_only=True)) as session:
+                yield session
+        except (ConnectionLostError, CommitUnknownError) as exc:
+            replica.failed(str(exc))  # the next one goes elsewhere; what this one had read is its caller's to repeat
+            if isinstance(exc, CommitUnknownError) and isinstance(exc.__cause__, ConnectionLostError):
+                raise exc.__cause__ from None  # nothing was written, so nothing is unknown
+            raise
+
     @asynccontextmanager
     async def _transaction(self, session: ScopedSession) -> AsyncGenerator[ScopedSession]:
         await self._ready()
+        async with self._transacted(session) as opened:
+            yield opened
+
+    @asynccontextmanager
+    async def _transacted(self, session: ScopedSession) -> AsyncGenerator[ScopedSession]:
         async with session:
-            try:
+            with translated():
                 # Check a connection out here, so that an exhausted pool or an
                 # absent server is told at the door.  BEGIN goes with the first statement.
                 await session.connection()
-            except Exception as exc:
-                if (ours := translate(exc)) is not None and ours is not exc:
-                    raise ours from exc
-                raise
             try:
                 yield session
                 await self._flush(session)
@@ -320,12 +423,8 @@ class Database:
     @staticmethod
     async def _flush(session: ScopedSession) -> None:
         """Send what is pending, apart from COMMIT: a connection that breaks here has surely committed nothing."""
-        try:
+        with translated():
             await session.flush()
-        except Exception as exc:
-            if (ours := translate(exc)) is not None and ours is not exc:
-                raise ours from exc
-            raise
 
     # -- safety
 
@@ -333,19 +432,19 @@ class Database:
         if self._verified and not self._closed:
             return
         await self.open()
-        try:
-            async with self.engine.connect() as connection:
+        await self._verify(self.engine)
+        self._verified = True
+
+    async def _verify(self, engine: AsyncEngine) -> None:
+        """Refuse a login that could read past the policies, and a database without our schema."""
+        with translated():
+            async with engine.connect() as connection:
                 row = (await connection.execute(_WHO)).one()
-        except Exception as exc:
-            if (ours := translate(exc)) is not None and ours is not exc:
-                raise ours from exc
-            raise
         if not row.migrated:
             raise MigrationError("this database has no ibex_core schema: run `ibex-db upgrade`, or await db.upgrade()")
         why = next((reason for reason, holds in zip(_UNSAFE, row[2:], strict=True) if holds), None)
         if why is not None and not self._step_down:
             raise UnsafeRoleError(row.login, why)
-        self._verified = True
 
     # -- schema
 
@@ -389,15 +488,12 @@ class Database:
         await self.open()
         engine = create_engine(self._owner_url or self._url, self._settings.for_migrations())
         try:
-            yield engine
+            with translated():
+                yield engine
         except AccessDeniedError as exc:
             raise MigrationError(
                 f"{exc}. {what} the owner's work: name a member of {OWNER_ROLE} in owner_url (IBEX_OWNER_URL)"
             ) from exc
-        except Exception as exc:
-            if (ours := translate(exc)) is not None and ours is not exc:
-                raise ours from exc
-            raise
         finally:
             await engine.dispose()
 
@@ -416,6 +512,7 @@ _UNSAFE = (
     f"inherits {PLATFORM_ROLE}, whose policies show every organization",
     f"inherits {SEARCH_ROLE}, whose policies show every organization",
 )
+_POSITION = text("SELECT CAST(pg_current_wal_insert_lsn() AS text)")
 _WHO = text(
     f"""
     SELECT current_user AS login,

@@ -13,6 +13,8 @@ from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
+from ibex_db_core.errors import SignatureLateError
+from ibex_db_core.signing import Signer, SigningKey
 from ibex_db_core.tenant import FoldedConnection
 from ibex_db_core.translation import translate
 from ibex_db_core.types import BINARY_VECTORS
@@ -33,6 +35,8 @@ class EngineSettings:
         idle_timeout: seconds that a transaction may sit idle; 0: no limit.
         network_timeout: seconds that an answer may be late beyond statement_timeout before the connection counts
             as lost: a server or network that went silent tells nobody.  0, or no statement_timeout: no limit.
+        replica_wait: seconds that ``tenant(read_only=True, after=)`` waits for a replica before it asks the primary.
+        replica_lag: seconds that a replica may be behind; more, and others are asked; None: any.
         application_name: as pg_stat_activity shows it, where the URL names none.
         statement_cache_size: asyncpg's cache; 0 for PgBouncer in transaction mode.
         hnsw_ef_search: candidates that a vector index search keeps, 1 to 1000; more is better recall and slower.
@@ -47,6 +51,8 @@ class EngineSettings:
     lock_timeout: float = 10.0
     idle_timeout: float = 60.0
     network_timeout: float = 10.0
+    replica_wait: float = 0.5
+    replica_lag: float | None = None
     application_name: str = "ibex-db"
     statement_cache_size: int = 100
     hnsw_ef_search: int = 100
@@ -95,8 +101,14 @@ class EngineSettings:
         return replace(self, pool_size=1, max_overflow=0, statement_timeout=0, lock_timeout=0, idle_timeout=0)
 
 
-def create_engine(address: Address, settings: EngineSettings) -> AsyncEngine:
-    """Make an engine; nothing is opened yet."""
+def create_engine(address: Address, settings: EngineSettings, key: SigningKey | None = None) -> AsyncEngine:
+    """Make an engine; nothing is opened yet.
+
+    Args:
+        address: of the database, and the login.
+        settings: pool, timeouts, application name.
+        key: its tenant sessions are signed with this.
+    """
 
     async def connect() -> asyncpg.Connection:
         options: dict[str, Any] = {
@@ -109,10 +121,15 @@ def create_engine(address: Address, settings: EngineSettings) -> AsyncEngine:
         name = address.url.query.get("application_name", settings.application_name)
         options["server_settings"] = {"application_name": name, **options.get("server_settings", {})}
         try:
-            connection: asyncpg.Connection = await asyncpg.connect(address.dsn, **options)
+            connection = cast("FoldedConnection", await asyncpg.connect(address.dsn, **options))
             try:
                 if settings.each_connection:
                     await connection.execute(settings.each_connection)
+                if key is not None:
+                    # Behind PgBouncer the backend changes from transaction to transaction.
+                    connection.signer = Signer(key, asks=settings.behind_pgbouncer)
+                    if not connection.signer.asks:
+                        await connection.signer.learn(connection)
             except BaseException:
                 connection.terminate()  # the pool never hears of it, so nobody else would close it
                 raise
@@ -183,5 +200,8 @@ def _translate(context: ExceptionContext) -> None:
     if compiled:
         parameters = cast("Mapping[str, object]", compiled[0]) if len(compiled) == 1 else None
     ours = translate(found, parameters)
+    if isinstance(ours, SignatureLateError):
+        # Its clock is not what it was when the connection was made: the next one looks again.
+        context.is_disconnect, context.invalidate_pool_on_disconnect = True, False
     if ours is not None:
         raise ours

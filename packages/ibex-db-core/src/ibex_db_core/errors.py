@@ -7,7 +7,8 @@
     │   └── MigrationError            the schema is not where the code expects it
     ├── TenantError                   work without a tenant, or with a wrong one
     │   ├── TenantMissingError
-    │   └── TenantMismatchError
+    │   ├── TenantMismatchError
+    │   └── SignatureError            the database demands a signed tenant (IB001)
     ├── InvalidInputError             refused before SQL: field, value, rule
     ├── InvalidTokenError             a token that opens nothing
     ├── NotFoundError                 no such row for this tenant
@@ -21,6 +22,7 @@
     │   ├── DeadlockError             40P01
     │   ├── LockTimeoutError          55P03
     │   ├── ConnectionLostError       the server or the network went away
+    │   ├── SignatureLateError        the tenant was signed too long before its transaction (IB002)
     │   └── PoolExhaustedError        no connection within pool_timeout
     ├── CommitUnknownError            the connection broke during COMMIT
     ├── StatementTimeoutError         57014
@@ -54,6 +56,8 @@ __all__ = [
     "PoolExhaustedError",
     "RuleViolationError",
     "SerializationError",
+    "SignatureError",
+    "SignatureLateError",
     "StatementTimeoutError",
     "TenantError",
     "TenantMismatchError",
@@ -229,6 +233,10 @@ class _ServerError(IbexError):
         return type(self), self.args, self.__dict__
 
 
+class SignatureError(_ServerError, TenantError):
+    """The database has signing on, and this transaction's tenant came with no signature that it believes."""
+
+
 class ConflictError(_ServerError):
     """Another row already holds these values of a unique key."""
 
@@ -263,6 +271,10 @@ class LockTimeoutError(TransientError):
 
 class ConnectionLostError(TransientError):
     """The connection to the server broke; work that was not committed is gone."""
+
+
+class SignatureLateError(TransientError):
+    """The tenant's signature was not made as its transaction began: a clock jumped, or the service stood still."""
 
 
 class PoolExhaustedError(TransientError):

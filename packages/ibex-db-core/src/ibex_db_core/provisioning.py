@@ -53,7 +53,9 @@ class Cluster:
         address = self.admin.set(database=database)
         return address if user is None else replace_login(address, user, self.password)
 
-    def database(self, name: str, *, settings: "EngineSettings | None" = None) -> "Database":
+    def database(
+        self, name: str, *, settings: "EngineSettings | None" = None, signing_key: str | None = None
+    ) -> "Database":
         """Make a Database that connects as services should."""
         from ibex_db_core.database import Database
 
@@ -62,6 +64,7 @@ class Cluster:
             platform_url=self.url(name, user=PLATFORM_LOGIN),
             owner_url=self.url(name),
             settings=settings,
+            signing_key=signing_key,
         )
 
     async def create_logins(self) -> None:

@@ -4,7 +4,7 @@ A repository composes statements and flushes; whoever opened the session commits
 """
 
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from typing import Any, ClassVar, Generic, NoReturn, TypeVar, cast
+from typing import Any, ClassVar, Generic, TypeVar, cast
 from uuid import UUID
 
 from sqlalchemy import (
@@ -36,7 +36,7 @@ from ibex_db_core.base import Base
 from ibex_db_core.errors import InvalidInputError, NotFoundError, TenantMismatchError, TenantMissingError
 from ibex_db_core.pages import Order, Page, after, encode_cursor, limit_of
 from ibex_db_core.tenant import SCOPED, Guard, ScopedSession
-from ibex_db_core.translation import name_of, translate
+from ibex_db_core.translation import name_of, translated
 
 T = TypeVar("T", bound=Base)
 X = TypeVar("X")
@@ -201,12 +201,10 @@ class BaseRepository(Generic[T]):
         validation.integer("batch", batch, 1, 10_000)
         statement = self._select(include_deleted=include_deleted).where(*where)
         await self._ready()
-        try:
+        with translated():
             rows = await self._session.stream_scalars(statement, execution_options={"yield_per": batch, SCOPED: True})
             async for row in rows:
                 yield row
-        except Exception as exc:  # noqa: BLE001 - _raise() raises it again, or our error for it
-            self._raise(exc)
 
     # -- writing
 
@@ -398,25 +396,13 @@ class BaseRepository(Generic[T]):
         if isinstance(statement, TextClause):
             await self._flush()  # as the session itself does before ORM statements
         await self._ready()
-        try:
+        with translated():
             return await self._session.execute(statement, parameters, execution_options={SCOPED: True, **options})
-        except Exception as exc:  # noqa: BLE001 - _raise() raises it again, or our error for it
-            self._raise(exc)
 
     async def _flush(self) -> None:
         await self._ready()
-        try:
+        with translated():
             await self._session.flush()
-        except Exception as exc:  # noqa: BLE001 - _raise() raises it again, or our error for it
-            self._raise(exc)
-
-    @staticmethod
-    def _raise(exc: Exception) -> NoReturn:
-        """Raise our error for SQLAlchemy's or the driver's (on our engines it is ours already)."""
-        ours = translate(exc)
-        if ours is None or ours is exc:
-            raise exc
-        raise ours from exc
 
     def _adopt(self, row: T) -> None:
         """Check that a row is of this model and of this organization, and fill the organization in."""

@@ -2,6 +2,7 @@
 
 Four lines that must agree before a row is seen: the repository's own filter,
 the session's, the policy that reads ``app.current_org_id``, and the role.
+With a signing key, BEGIN also carries the tenant's signature: see signing.py.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,7 +17,8 @@ from sqlalchemy.orm import Mapper, ORMExecuteState, Session, SessionTransaction,
 from ibex_db_core import validation
 from ibex_db_core.base import OrgScoped
 from ibex_db_core.errors import DatabaseError, InvalidInputError, TenantError, TenantMismatchError, TenantMissingError
-from ibex_db_core.policies import TENANT_SETTING
+from ibex_db_core.policies import SIGNATURE_SETTING, TENANT_SETTING
+from ibex_db_core.signing import ASK, Signer, key_of_environment, set_signature
 
 O = TypeVar("O")  # noqa: E741 - SQLAlchemy's own name for "an entity"
 
@@ -40,15 +42,20 @@ class FoldedConnection(asyncpg.Connection):
     driver sends BEGIN with the first statement, and the settings go with it.
     """
 
-    _armed: str | None = None
+    signer: Signer | None = None
+    began: int = 0
+    """When the last transaction was begun, in epoch seconds by the server's clock; kept where there is a signer."""
 
-    def arm(self, settings: str) -> None:
-        """Have the next BEGIN carry these SET LOCAL statements."""
-        self._armed = settings
+    _armed: str | None = None
+    _signs: UUID | None = None
+
+    def arm(self, settings: str, org_id: UUID | None = None) -> None:
+        """Have the next BEGIN carry these SET LOCAL statements, and the signature of a tenant."""
+        self._armed, self._signs = settings, org_id
 
     def disarm(self) -> None:
         """Forget settings that no BEGIN has carried."""
-        self._armed = None
+        self._armed = self._signs = None
 
     async def execute(self, query: str, *args: object, timeout: float | None = None) -> str:
         """Run a command; the first BEGIN after arm() carries the settings.
@@ -56,6 +63,8 @@ class FoldedConnection(asyncpg.Connection):
         Raises:
             DatabaseError: a COMMIT that the server took for a ROLLBACK, which it says in the command's tag only.
         """
+        if self.signer is not None and query.startswith("BEGIN"):
+            self.began = self.signer.now()
         if self._armed is None:
             status = await super().execute(query, *args, timeout=timeout)
             if query == "COMMIT;" and status == "ROLLBACK":
@@ -67,9 +76,18 @@ class FoldedConnection(asyncpg.Connection):
             return status
         if args or not query.startswith("BEGIN"):
             raise self._outside_a_transaction()
-        settings, self._armed = self._armed, None
+        settings, org_id = self._armed, self._signs
+        self.disarm()
         try:
-            return await super().execute(f"{query} {settings}", timeout=timeout)
+            if self.signer is None or org_id is None:
+                return await super().execute(f"{query} {settings}", timeout=timeout)
+            if self.signer.asks:
+                await super().execute(f"{query} {settings}", timeout=timeout)
+                ((database, moment, pid),) = await self.fetch(ASK, timeout=timeout)
+                signature = self.signer.key.sign(org_id, database, moment, pid)
+                return await super().execute(set_signature(signature), timeout=timeout)
+            signature = self.signer.sign(org_id, self.began, self.get_server_pid())
+            return await super().execute(f"{query} {set_signature(signature)}; {settings}", timeout=timeout)
         except Exception:
             # BEGIN may have worked and a setting failed.  SQLAlchemy takes the
             # transaction for never begun, so nobody else would end it; asyncpg
@@ -175,7 +193,7 @@ def _arm(session: SyncScopedSession, transaction: SessionTransaction, connection
     # Not isinstance(): asyncpg's metaclass takes every connection for an instance of every connection class.
     if not issubclass(type(driver), FoldedConnection):
         raise TenantError("a ScopedSession works on the engine of its Database only: use db.tenant(org_id)")
-    cast("FoldedConnection", driver).arm(session.settings)
+    cast("FoldedConnection", driver).arm(session.settings, session.org_id)
 
 
 def _scoped(instance: object) -> TypeGuard[OrgScoped]:
@@ -235,6 +253,10 @@ def _filter_org(state: ORMExecuteState) -> None:
 # -- sessions that we did not make
 
 _SET = text(f"SELECT set_config('{TENANT_SETTING}', :org, true)")
+_SET_SIGNED = text(
+    f"SELECT set_config('{TENANT_SETTING}', :org, true), set_config('{SIGNATURE_SETTING}', :signature, true)"
+)
+_ASK = text(ASK)
 _GUARD = "ibex_guard"
 
 
@@ -242,7 +264,8 @@ class Guard:
     """Sets the tenant before every statement on an AsyncSession that somebody else made.
 
     Once for each transaction (on its first connection), and again when a
-    rollback to a savepoint undid it.
+    rollback to a savepoint undid it.  Signed with the key of the session's own
+    Database, else with IBEX_SIGNING_KEY, which costs one round trip more.
     """
 
     def __init__(self, session: AsyncSession, org_id: UUID) -> None:
@@ -291,10 +314,31 @@ class Guard:
             self._set(session, connection, transaction)
 
     def _set(self, session: Session, connection: Connection, transaction: SessionTransaction | None = None) -> None:
-        connection.execute(_SET, {"org": str(self.org_id)})
+        if (signature := self._signature(connection)) is None:
+            connection.execute(_SET, {"org": str(self.org_id)})
+        else:
+            connection.execute(_SET_SIGNED, {"org": str(self.org_id), "signature": signature})
         if connection.dialect.detect_autocommit_setting(connection.connection.dbapi_connection):  # type: ignore[arg-type]
             raise TenantError(
                 "this session runs in AUTOCOMMIT: the tenant is a transaction-local setting and would vanish, "
                 "so every query would silently find nothing; use a session with transactions"
             )
         self._set_in = transaction or session.get_nested_transaction() or session.get_transaction()
+
+    def _signature(self, connection: Connection) -> str | None:
+        driver = connection.connection.driver_connection
+        if issubclass(type(driver), FoldedConnection):
+            folded = cast("FoldedConnection", driver)
+            if folded.signer is None:
+                return None
+            key = folded.signer.key
+            if not folded.signer.asks:
+                # Where BEGIN has not been sent, it goes with the statement that this is for.
+                moment = folded.began if folded.is_in_transaction() else folded.signer.now()
+                return folded.signer.sign(self.org_id, moment, folded.get_server_pid())
+        elif (found := key_of_environment()) is not None:
+            key = found
+        else:
+            return None
+        database, moment, pid = connection.execute(_ASK).one()
+        return key.sign(self.org_id, database, moment, pid)

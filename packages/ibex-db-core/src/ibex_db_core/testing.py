@@ -62,9 +62,9 @@ class TestDatabase:
     name: str
     cluster: "Cluster"
 
-    def connect(self, settings: "EngineSettings | None" = None) -> "Database":
+    def connect(self, settings: "EngineSettings | None" = None, *, signing_key: str | None = None) -> "Database":
         """Make a Database on it, as a service would: closed by the caller."""
-        return self.cluster.database(self.name, settings=settings)
+        return self.cluster.database(self.name, settings=settings, signing_key=signing_key)
 
 
 @pytest_asyncio.fixture

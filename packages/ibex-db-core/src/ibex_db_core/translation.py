@@ -5,7 +5,8 @@ the values of a conflict come from the statement's own parameters.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import contextmanager
 from typing import cast
 
 import asyncpg
@@ -31,6 +32,8 @@ from ibex_db_core.errors import (
     PoolExhaustedError,
     RuleViolationError,
     SerializationError,
+    SignatureError,
+    SignatureLateError,
     StatementTimeoutError,
     TenantError,
 )
@@ -44,6 +47,8 @@ _Told = type[
     | ForeignKeyError
     | RuleViolationError
     | SerializationError
+    | SignatureError
+    | SignatureLateError
     | StatementTimeoutError
     | ConnectionLostError
 ]
@@ -64,6 +69,11 @@ _BY_STATE: dict[str, tuple[_Told, str]] = {
     "28000": (DatabaseError, "check the login of the URL, and pg_hba.conf"),
     "28P01": (DatabaseError, "check user and password of the URL"),
     "3D000": (DatabaseError, "name a database that exists, or create it"),
+    "IB001": (
+        SignatureError,
+        "give the service the key that `ibex-db sign --status` names; where it has that, foreign SQL set the tenant",
+    ),
+    "IB002": (SignatureLateError, "run it again: db.run() does, on a connection that reads the server's clock anew"),
     "53100": (DatabaseError, "the server's disk is full: free space there; nothing of this transaction was kept"),
     "57014": (StatementTimeoutError, "narrow the statement, or raise statement_timeout"),
 }
@@ -78,6 +88,17 @@ _SHOWN = 120
 
 # An index of a partition carries its parent's name and the partition's number.
 _PARTITION = re.compile(r"_p\d+(?=\"|$)")
+
+
+@contextmanager
+def translated() -> Generator[None]:
+    """Raise our error for what the driver or SQLAlchemy raises in the block; what is neither's passes as it is."""
+    try:
+        yield
+    except Exception as exc:
+        if (ours := translate(exc)) is not None and ours is not exc:
+            raise ours from exc
+        raise
 
 
 def translate(exc: BaseException, parameters: Mapping[str, object] | None = None) -> IbexError | None:

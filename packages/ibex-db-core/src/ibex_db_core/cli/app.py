@@ -20,7 +20,7 @@ from typing import Annotated
 
 import typer
 
-from ibex_db_core.cli import doctor, migrations, postgres
+from ibex_db_core.cli import doctor, migrations, postgres, sign
 from ibex_db_core.cli.versions import Versions
 from ibex_db_core.console import EXIT_CODES, Output, warn
 
@@ -40,6 +40,7 @@ def build() -> typer.Typer:
     app.callback(invoke_without_command=True)(_root)
     migrations.register(app)
     doctor.register(app)
+    sign.register(app)
     postgres.register(app)
     for point in sorted(entry_points(group=COMMANDS_GROUP), key=lambda point: point.name):
         _add(point, app)

@@ -13,6 +13,7 @@ from ibex_db_core.doctor import (
     policies,
     replication,
     roles,
+    signing,
     storage,
     tables,
     triggers,
@@ -46,6 +47,7 @@ ISOLATION: tuple[Check, ...] = (
     functions.check_functions,
     functions.check_elsewhere,
     views.check_views,
+    signing.check_keys,
 )
 """Those that compare the schema with the models, and so belong to `ibex-db check` too."""
 

@@ -11,12 +11,14 @@ from sqlalchemy.exc import DBAPIError
 
 from ibex_db_core.base import SCHEMA
 from ibex_db_core.guards import Guards
+from ibex_db_core.migrations import signing
 from ibex_db_core.migrations.runner import Revision, steps
-from ibex_db_core.policies import APP_ROLE, PLATFORM_ROLE
+from ibex_db_core.policies import APP_ROLE, PLATFORM_ROLE, SIGNING_KEYS
 
 __all__ = ["Audit", "LiveTable"]
 
-VERSION_TABLE = "alembic_version"
+_BOOKS = {"alembic_version", SIGNING_KEYS}
+"""Tables of the owner's alone, which no model maps."""
 
 _TABLES = """
     SELECT c.oid, n.nspname, c.relname, c.relkind = 'p' AS partitioned, c.relispartition,
@@ -108,6 +110,11 @@ class Audit:
         return steps(self.connection)
 
     @cached_property
+    def signed(self) -> bool:
+        """Whether tenants must be signed here: the database holds a key."""
+        return signing.is_on(self.connection)
+
+    @cached_property
     def schemas(self) -> list[str]:
         """Ours, and those of models that lie elsewhere."""
         return sorted({SCHEMA} | {table.schema for table in self.metadata.tables.values() if table.schema})
@@ -125,8 +132,8 @@ class Audit:
 
     @cached_property
     def tables(self) -> dict[int, LiveTable]:
-        """Every table and partition of our schemas, but for Alembic's."""
-        rows = [row for row in self.rows(_TABLES, schemas=self.schemas) if row.relname != VERSION_TABLE]
+        """Every table and partition of our schemas, but for Alembic's and the signing keys."""
+        rows = [row for row in self.rows(_TABLES, schemas=self.schemas) if row.relname not in _BOOKS]
         parents = {cast("int", row.oid): cast("int | None", row.parent) for row in rows}
         names = {cast("int", row.oid): f"{row.nspname}.{row.relname}" for row in rows}
 

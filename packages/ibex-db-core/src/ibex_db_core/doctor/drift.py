@@ -133,7 +133,7 @@ def _made(audit: Audit, table: Table) -> list[str]:
     made += [create_index(index) for index in sorted(table.indexes, key=lambda index: str(index.name))]
     made.append(f"ALTER TABLE {audit.qualified(table.schema or '', table.name)} OWNER TO {OWNER_ROLE}")
     if table.info.get("tenant_column"):
-        made += secure_table(table)
+        made += secure_table(table, signed=audit.signed)
     if isinstance(guards, Guards):
         made += [trigger.create() for trigger in guards.triggers]
         made += [policy.create(f"{table.schema}.{table.name}") for policy in guards.policies]

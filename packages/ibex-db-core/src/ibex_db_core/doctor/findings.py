@@ -100,6 +100,9 @@ CODES: Mapping[str, Severity] = {
     "policy-changed": _C,
     "policy-extra": _C,
     "policy-function": _H,
+    # signing
+    "signing-mixed": _C,
+    "signing-keys": _C,
     # grants
     "grant-public": _H,
     "grant-excess": _H,

@@ -8,7 +8,15 @@ from sqlalchemy import Row
 from ibex_db_core.doctor.catalog import Audit
 from ibex_db_core.doctor.findings import Finding, Severity, finding
 from ibex_db_core.guards import Function
-from ibex_db_core.policies import APP_ROLE, OWNER_ROLE, PLATFORM_ROLE, SEARCH_ROLE, trigger_functions
+from ibex_db_core.policies import (
+    APP_ROLE,
+    OWNER_ROLE,
+    PLATFORM_ROLE,
+    SEARCH_ROLE,
+    SIGNED_ORG,
+    signed_function,
+    trigger_functions,
+)
 
 __all__ = ["check_elsewhere", "check_functions"]
 
@@ -60,7 +68,8 @@ _PATH = "SET search_path = pg_catalog, pg_temp"
 
 def check_functions(audit: Audit) -> Iterator[Finding]:
     """The schema holds the functions that the models declare, as they declare them."""
-    wanted = {function.signature: function for function in _wanted(audit)}
+    wanted = {function.signature: function for function in _wanted(audit, signed=audit.signed)}
+    others = {function.signature: function for function in _wanted(audit, signed=not audit.signed)}
     live = {f"{row.schema}.{row.name}({row.arguments})": row for row in audit.rows(_OURS, schemas=audit.schemas)}
     for signature, function in wanted.items():
         if signature not in live:
@@ -72,6 +81,8 @@ def check_functions(audit: Audit) -> Iterator[Finding]:
         if declared is None:
             risk = f"no model knows it; whoever may execute it ({', '.join(row.callers) or 'its owner'}) runs it"
             yield finding("function-unknown", signature, risk, f"DROP {row.kind} {signature}")
+        elif _changed(row, declared) and not _changed(row, others[signature]):
+            yield _mixed(audit, signature, declared)
         elif _changed(row, declared):
             risk = "it no longer does what its triggers and callers rely on"
             yield finding("function-changed", signature, risk, *_create(declared))
@@ -81,11 +92,23 @@ def check_functions(audit: Audit) -> Iterator[Finding]:
             yield finding("function-owner", signature, risk, f"ALTER {row.kind} {signature} OWNER TO {owner}")
 
 
-def _wanted(audit: Audit) -> Sequence[Function]:
+def _wanted(audit: Audit, *, signed: bool) -> Sequence[Function]:
     declared = [
-        function for table in audit.roots.values() if table.mapped is not None for function in table.guards.functions
+        signed_function(function) if signed else function
+        for table in audit.roots.values()
+        if table.mapped is not None
+        for function in table.guards.functions
     ]
-    return [*trigger_functions(), *declared]
+    return [*trigger_functions(), SIGNED_ORG, *declared]
+
+
+def _mixed(audit: Audit, signature: str, wanted: Function) -> Finding:
+    if audit.signed:
+        risk = "signing is on and this function takes the tenant unsigned: SQL injected into a service reads through it"
+    else:
+        risk = "signing is off and this function demands a signature, which nobody can make: services fail here"
+    severity = None if audit.signed else Severity.MEDIUM
+    return finding("signing-mixed", signature, risk, *_create(wanted), severity=severity)
 
 
 def _create(function: Function) -> list[str]:

@@ -1,5 +1,6 @@
 """Policies: exactly the expected ones, word for word, and no function that could be folded into a plan."""
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -7,7 +8,7 @@ from typing import cast
 from ibex_db_core.doctor.catalog import Audit, LiveTable
 from ibex_db_core.doctor.findings import Finding, Severity, finding
 from ibex_db_core.guards import Policy
-from ibex_db_core.policies import APP_ROLE, platform_policy, policies
+from ibex_db_core.policies import APP_ROLE, SIGNED_CALL, TENANT_SETTING, platform_policy, policies
 
 __all__ = ["check_functions", "check_policies"]
 
@@ -55,19 +56,57 @@ def check_policies(audit: Audit) -> Iterator[Finding]:
         if table.partition:
             yield from _extra(audit, table, found.values())
             continue
-        wanted = _wanted(table)
+        wanted = _wanted(audit, table)
         names = {policy.name for policy in wanted}
         present = [policy for policy in wanted if policy.name in found]
         wrong = _wrong(audit, table, [(found[policy.name], policy) for policy in present])
-        yield from (_changed(table, found[policy.name], policy) for policy in present if policy.name in wrong)
+        others = [policy for policy in _tenant(table, signed=not audit.signed) if policy.name in wrong]
+        mixed = {policy.name for policy in others} - _wrong(audit, table, [(found[one.name], one) for one in others])
+        yield from (_mixed(audit, table, policy) for policy in present if policy.name in mixed)
+        yield from (_changed(table, found[policy.name], policy) for policy in present if policy.name in wrong - mixed)
         yield from (_missing(table, policy) for policy in wanted if policy.name not in found)
         yield from _extra(audit, table, [policy for name, policy in found.items() if name not in names])
 
 
-def _wanted(table: LiveTable) -> list[Policy]:
+def _wanted(audit: Audit, table: LiveTable) -> list[Policy]:
     if table.platform_only:
         return [platform_policy(table.relname), *table.guards.policies]
-    return [*policies(table.relname, tenant_column=table.tenant_column or ""), *table.guards.policies]
+    return [*_tenant(table, signed=audit.signed), *table.guards.policies]
+
+
+def _tenant(table: LiveTable, *, signed: bool) -> list[Policy]:
+    if table.platform_only:
+        return []
+    return policies(table.relname, tenant_column=table.tenant_column or "", signed=signed)
+
+
+def _mixed(audit: Audit, table: LiveTable, wanted: Policy) -> Finding:
+    if audit.signed:
+        risk = "signing is on and this policy takes the setting as it comes: injected SQL opens any organization's rows"
+    else:
+        risk = "signing is off and this policy is of a signed table: services fail, or searches lose their index"
+    return finding(
+        "signing-mixed",
+        f"{wanted.name} on {table.name}",
+        risk,
+        f"DROP POLICY {wanted.name} ON {table.name}",
+        wanted.create(table.name),
+        severity=None if audit.signed else Severity.MEDIUM,
+    )
+
+
+# A sub-select, as we and as Postgres write it; EXPLAIN, which compares, would show an init plan's number in its place.
+_SUB_SELECT = re.compile(
+    rf"""\(\s*SELECT\s+(?P<inside>{re.escape(SIGNED_CALL)}
+        |\(?NULLIF\(current_setting\('{re.escape(TENANT_SETTING)}'(?:::text)?,\ true\),\ ''(?:::text)?\)\)?::uuid)
+        (?:\s+AS\s+"?\w+"?)?\)""",
+    re.VERBOSE,
+)
+
+
+def _told(expression: str) -> str:
+    """Write a sub-select as something that EXPLAIN shows, and that is not the same as what is inside it."""
+    return _SUB_SELECT.sub(r"COALESCE(\g<inside>, \g<inside>)", expression)
 
 
 def _wrong(audit: Audit, table: LiveTable, pairs: Sequence[tuple[_Live, Policy]]) -> set[str]:
@@ -81,7 +120,7 @@ def _wrong(audit: Audit, table: LiveTable, pairs: Sequence[tuple[_Live, Policy]]
             [live.using, live.check if live.check is not None else live.using],
         )
         spoken += [(live.name, expression or "NULL::boolean", wanted.using) for expression in expressions]
-    same = audit.alike(table.name, [(expression, wanted) for _, expression, wanted in spoken])
+    same = audit.alike(table.name, [(_told(expression), _told(wanted)) for _, expression, wanted in spoken])
     return wrong | {name for (name, _, _), alike in zip(spoken, same, strict=True) if not alike}
 
 
@@ -128,16 +167,18 @@ def _extra(audit: Audit, table: LiveTable, found: Iterable[_Live]) -> Iterator[F
 
 
 def check_functions(audit: Audit) -> Iterator[Finding]:
-    """No policy calls a function outside Postgres's own."""
+    """No policy calls a function outside Postgres's own, but for a floor's signed_org()."""
     known: Mapping[int, LiveTable] = audit.secured
     for row in audit.rows(_FUNCTIONS, tables=list(known)):
         table = known[row.polrelid]
         name = audit.quote(row.name)
+        if row.function == SIGNED_CALL and row.name == f"{table.relname}_floor" and not row.immutable:
+            continue  # check_policies says whether it should
         if row.immutable:
             risk = "is IMMUTABLE: folded into a cached plan, one tenant's answer is served to the next"
         else:
             risk = "decides who sees what: whoever may replace it opens the table, and it hides the index's condition"
-        wanted = next((policy for policy in _wanted(table) if policy.name == row.name), None)
+        wanted = next((policy for policy in _wanted(audit, table) if policy.name == row.name), None)
         again = [wanted.create(table.name)] if wanted is not None and not table.partition else []
         yield finding(
             "policy-function",

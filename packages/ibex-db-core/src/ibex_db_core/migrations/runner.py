@@ -2,9 +2,10 @@
 
 import asyncio
 import io
+import math
 import threading
 import warnings
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Mapping
 from contextlib import asynccontextmanager, redirect_stdout
 from dataclasses import dataclass
 from importlib.metadata import entry_points
@@ -23,7 +24,10 @@ from sqlalchemy import Connection, MetaData, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from ibex_db_core.base import SCHEMA, Base
-from ibex_db_core.errors import MigrationError
+from ibex_db_core.errors import InvalidInputError, MigrationError
+from ibex_db_core.migrations import signing
+from ibex_db_core.policies import SIGNING_KEYS
+from ibex_db_core.signing import SigningKey
 
 if TYPE_CHECKING:
     from alembic.runtime.environment import EnvironmentContext
@@ -96,7 +100,20 @@ def configure_online(context: "EnvironmentContext") -> None:
     connection = cast("Connection", context.config.attributes["connection"])
     options = comparison(connection)
     connection.rollback()  # reading began a transaction; Alembic wants to begin its own
-    context.configure(connection=connection, transaction_per_migration=True, **cast("Any", options))
+    context.configure(
+        connection=connection, transaction_per_migration=True, on_version_apply=_sign_new, **cast("Any", options)
+    )
+
+
+def _sign_new(  # Alembic passes all four, by name
+    ctx: MigrationContext,
+    step: object,  # noqa: ARG001
+    heads: Collection[object],  # noqa: ARG001
+    run_args: Mapping[str, object],  # noqa: ARG001
+) -> None:
+    """Sign what a revision made, within its transaction, where the database has signing on."""
+    if ctx.connection is not None:
+        signing.sign_new(ctx.connection, metadata())
 
 
 def comparison(connection: Connection) -> dict[str, object]:
@@ -106,7 +123,7 @@ def comparison(connection: Connection) -> dict[str, object]:
         connection.scalars(
             text(f"SELECT c.relname FROM pg_catalog.pg_class c {of_schema} AND c.relispartition"), {"schema": SCHEMA}
         )
-    ) | {"alembic_version"}
+    ) | {"alembic_version", SIGNING_KEYS}
     # A key to a partitioned table stands in the catalog once more for each of
     # its partitions; those copies name the declared one as their parent.
     copies = {
@@ -220,6 +237,58 @@ class Migrator:
 
         async with self._engine.connect() as connection:
             return await connection.run_sync(run)
+
+    async def sign(self, key: str) -> "signing.Signing":
+        """Demand from every tenant transaction a signature made with this key, from now on; see decision 30.
+
+        In one transaction, without a pause for services that have the key
+        already.  Again with the same key: signs what is not signed yet.
+
+        Args:
+            key: 64 hexadecimal digits.
+
+        Raises:
+            ConfigurationError: no such key, or signing is on with another one.
+            LockTimeoutError: the tables were never free together; nothing was changed.
+            MigrationError: revision core_0002 is not applied.
+        """
+        checked = SigningKey(key)
+        return await self._locked(lambda connection: signing.enable(connection, checked, metadata()))
+
+    async def unsign(self) -> "signing.Signing":
+        """Demand no signatures any more, and forget the keys.
+
+        Raises:
+            LockTimeoutError: the tables were never free together; nothing was changed.
+            MigrationError: revision core_0002 is not applied.
+        """
+        return await self._locked(lambda connection: signing.disable(connection, metadata()))
+
+    async def rotate(self, key: str, *, overlap: float = 86_400.0) -> "signing.Signing":
+        """Take a new key; the one before it stays valid for a while, so that services can follow one by one.
+
+        Args:
+            key: 64 hexadecimal digits.
+            overlap: seconds, 0 or more; 0 shuts the old key out at once.
+
+        Raises:
+            InvalidInputError: overlap is negative, or no finite number.
+            ConfigurationError: no such key, signing is off, or this is the key in use.
+            MigrationError: revision core_0002 is not applied.
+        """
+        checked = SigningKey(key)
+        if not 0 <= overlap < math.inf:
+            raise InvalidInputError("overlap", overlap, "must be a number of seconds, 0 or more")
+        return await self._locked(lambda connection: signing.rotate(connection, checked, overlap))
+
+    async def signing(self) -> "signing.Signing":
+        """Return whether tenants must be signed, and which keys are valid; their ids only.
+
+        Raises:
+            MigrationError: revision core_0002 is not applied.
+        """
+        async with self._engine.connect() as connection:
+            return await connection.run_sync(signing.status)
 
     @staticmethod
     def sql(revision: str = "heads") -> str:

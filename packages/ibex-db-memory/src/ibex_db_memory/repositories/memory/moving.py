@@ -12,6 +12,7 @@ from ibex_db_core.errors import InvalidInputError
 from ibex_db_core.migrations import newest
 from ibex_db_core.repository import BaseRepository
 from ibex_db_core.tenant import SCOPED
+from ibex_db_core.translation import translated
 from ibex_db_memory.models import Memory
 from ibex_db_memory.repositories.memory import statements
 from ibex_db_memory.transfer import exporting
@@ -65,13 +66,11 @@ class Moving(BaseRepository[Memory]):
         if wanted is not None:
             parameters["agents"] = wanted
         await self._flush()
-        try:
+        with translated():
             rows = await self._session.stream(statement, parameters, execution_options={"yield_per": 200, SCOPED: True})
             async with aclosing(exporting.lines(cast("Any", rows), newest(), progress)) as made:
                 async for line in made:
                     yield line
-        except Exception as exc:  # noqa: BLE001 - _raise() raises it again, or our error for it
-            self._raise(exc)
 
     async def import_(
         self,
