@@ -70,7 +70,7 @@ class Worker:
 
 
 def _name(tenant: int) -> str:
-    """Name a tenant by more than digits: of a filter on digits LlamaIndex makes a comparison of floats, without index."""
+    """Name a tenant by more than digits: LlamaIndex compares a filter of digits as a float, past its index."""
     return f"tenant-{tenant}"
 
 
