@@ -547,8 +547,8 @@ DRIFT = [
     ),
     Fault(
         "revision-pending",
-        "memory_0003",
-        "UPDATE ibex_core.alembic_version SET version_num = 'memory_0002' WHERE version_num = 'memory_0003'",
+        "memory_0004",
+        "UPDATE ibex_core.alembic_version SET version_num = 'memory_0003' WHERE version_num = 'memory_0004'",
         mendable=False,
     ),
     Fault(

@@ -17,6 +17,7 @@ from ibex_db import (
     Database,
     MemoryRepository,
     Organization,
+    Reembedding,
     SessionRepository,
 )
 
@@ -50,7 +51,7 @@ def test_most_pages_run() -> None:
 
 
 def test_every_page_is_in_the_index() -> None:
-    listed = set(re.findall(r"\]\(([a-z_]+\.md)\)", (FOLDER / "README.md").read_text()))
+    listed = set(re.findall(r"\]\(([a-z_-]+\.md)\)", (FOLDER / "README.md").read_text()))
 
     assert listed == PAGES.keys()
 
@@ -63,5 +64,14 @@ async def names(ibex_db: Database) -> AsyncIterator[dict[str, object]]:
     async with ibex_db.tenant(org.id) as session:
         agent = await AgentRepository(session).add(Agent(name="Support", slug="support"))
         memories, sessions = MemoryRepository(session), SessionRepository(session)
-        yield {"agent": agent, "memories": memories, "sessions": sessions, "embed": embed}
+        yield {
+            "agent": agent,
+            "memories": memories,
+            "sessions": sessions,
+            "embed": embed,
+            "session": session,
+            "db": ibex_db,
+            "org": org,
+            "Reembedding": Reembedding,
+        }
         await session.rollback()

@@ -1,9 +1,6 @@
 """The built wheels: what they require, what is in them, and what is not."""
 
-import os
 import re
-import shutil
-import subprocess
 import tomllib
 import zipfile
 from collections.abc import Iterable
@@ -13,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import wheels as wheels_built
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -49,16 +47,9 @@ wheels = pytest.mark.parametrize("wheel", PACKAGES)
 
 
 @pytest.fixture(scope="session")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Give the folder of the built wheels: that of the nox session, or one of our own."""
-    if given := os.environ.get("IBEX_WHEELS"):
-        return Path(given)
-    uv = shutil.which("uv")
-    assert uv, "this test builds the wheels: install uv"
-    folder = tmp_path_factory.mktemp("wheels")
-    command = [uv, "build", "--quiet", "--wheel", "--all-packages", "--out-dir", str(folder)]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)  # noqa: S603 - our own build
-    return folder
+def built() -> Path:
+    """Give the folder of the built wheels."""
+    return wheels_built.built()
 
 
 def _open(built: Path, wheel: str) -> zipfile.ZipFile:

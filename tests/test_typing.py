@@ -1,14 +1,17 @@
 """Types are an interface: what a consumer's mypy and pyright, both strict, make of the installed wheels."""
 
+import functools
 import shutil
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from wheels import WHEELS, files, uv
 
-CONSUMER = Path(__file__).parent / "typing" / "consumer.py"
+CONSUMERS = Path(__file__).parent / "typing"
 
 # A mistake, and the word that both checkers' messages must name.
 MISTAKES = {
@@ -35,17 +38,18 @@ async def get(session: ScopedSession, ident: UUID) -> Agent:
     ),
 }
 
-Check = Callable[[Path], subprocess.CompletedProcess[str]]
+Check = Callable[[Path, str], subprocess.CompletedProcess[str]]
 
 
-def _mypy(file: Path) -> subprocess.CompletedProcess[str]:
-    cache = file.parent.parent / "mypy-cache"  # shared: what is slow is SQLAlchemy, not the file
-    return _run(sys.executable, "-m", "mypy", "--strict", "--config-file=", f"--cache-dir={cache}", file.name, at=file)
+def _mypy(file: Path, python: str) -> subprocess.CompletedProcess[str]:
+    cache = file.parent.parent / f"mypy-cache-{zlib.crc32(python.encode())}"  # what is slow is SQLAlchemy, not the file
+    options = ("--strict", "--config-file=", f"--cache-dir={cache}", f"--python-executable={python}")
+    return _run(sys.executable, "-m", "mypy", *options, file.name, at=file)
 
 
-def _pyright(file: Path) -> subprocess.CompletedProcess[str]:
+def _pyright(file: Path, python: str) -> subprocess.CompletedProcess[str]:
     (file.parent / "pyrightconfig.json").write_text('{"typeCheckingMode": "strict"}')
-    return _run(sys.executable, "-m", "pyright", "--pythonpath", sys.executable, "-p", ".", at=file)
+    return _run(sys.executable, "-m", "pyright", "--pythonpath", python, "-p", ".", at=file)
 
 
 def _run(*command: str, at: Path) -> subprocess.CompletedProcess[str]:
@@ -61,15 +65,52 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("consumer")
 
 
-@both
-def test_a_consumer_gets_the_types_that_are_promised(place: Path, check: Check) -> None:
-    file = place / "right" / "consumer.py"
-    file.parent.mkdir(exist_ok=True)
-    shutil.copy(CONSUMER, file)
+@pytest.fixture(scope="module")
+def python_with(place: Path) -> Callable[[str], str]:
+    """Make an environment of one wheel and what it requires, as a service has it, and give its Python."""
 
-    done = check(file)
+    @functools.cache
+    def make(wheel: str) -> str:
+        environment = place / f"with-{wheel}"
+        python = environment / "bin" / "python"
+        here = "".join(f"{line}\n" for line in uv("pip", "freeze", "--python", sys.executable).splitlines())
+        versions = place / "versions.txt"
+        # What this run is about; our own come as files.
+        versions.write_text("".join(line for line in here.splitlines(keepends=True) if "ibex" not in line))
+        uv("venv", "--quiet", "--python", sys.executable, environment)
+        chosen = files(WHEELS[: WHEELS.index(wheel) + 1])
+        plugin = ["pytest"] if wheel != WHEELS[0] else []
+        uv("pip", "install", "--quiet", "--python", python, "--constraint", versions, *chosen, *plugin)
+        return str(python)
+
+    return make
+
+
+@both
+@pytest.mark.parametrize("wheel", WHEELS)
+def test_a_service_gets_the_types_that_are_promised(
+    place: Path, check: Check, wheel: str, python_with: Callable[[str], str]
+) -> None:
+    name = wheel.removeprefix("ibex-db-")
+    file = place / f"right-{name}" / f"service_on_{name}.py"
+    file.parent.mkdir(exist_ok=True)
+    shutil.copy(CONSUMERS / f"{name}.py", file)
+
+    done = check(file, python_with(wheel))
 
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("wheel", WHEELS[:-1])
+def test_a_name_of_an_absent_wheel_is_told(place: Path, wheel: str, python_with: Callable[[str], str]) -> None:
+    """Otherwise the files above would pass with everything unknown."""
+    file = place / f"absent-{wheel}" / "mistake.py"
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("from ibex_db import Memory\n\nreveal_type(Memory.content)\n")
+
+    done = _pyright(file, python_with(wheel))
+
+    assert done.returncode == 1, done.stdout
 
 
 @both
@@ -80,7 +121,7 @@ def test_a_consumers_mistake_is_told(place: Path, check: Check, mistake: str) ->
     file.parent.mkdir(exist_ok=True)
     file.write_text(code)
 
-    done = check(file)
+    done = check(file, sys.executable)
 
     assert done.returncode == 1, done.stdout + done.stderr
     told = [line for line in done.stdout.splitlines() if "mistake.py:" in line and "error" in line]

@@ -12,6 +12,7 @@ from ibex_db import (
     EngineSettings,
     MemoryRepository,
     Organization,
+    Reembedding,
     RelationshipType,
     SessionRepository,
     TokenRepository,
@@ -59,6 +60,10 @@ async def sign_up(db: Database, slug: str) -> UUID:
     return organization.id
 
 
+async def _embed(contents: list[str]) -> list[list[float]]:
+    return [[1.0, 0.0, 0.0] for _ in contents]
+
+
 async def _tenant(db: Database, slug: str) -> Tenant:
     org_id = await sign_up(db, slug)
     async with db.tenant(org_id) as session:
@@ -87,4 +92,6 @@ async def _tenant(db: Database, slug: str) -> Tenant:
         # A row in each table of erasures, too.
         gone = await memories.remember(agent_id=agent.id, content="To be erased.", category="factual")
         await memories.erase(gone.memory.id, reason="isolation tests")
+    # And in those of a move to another model, which is under way.
+    await Reembedding(db, org_id).fill(_embed, embedding_model="three", dimensions=3)
     return Tenant(org_id, user.id, agent.id, kept.memory.id, other.memory.id, run.id)

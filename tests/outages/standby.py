@@ -80,9 +80,7 @@ def standby(primary: EmbeddedPostgres) -> Generator[Standby]:
     account.own(folder)
     made = Standby(folder, account, binaries.find().readable_by(account).program("pg_basebackup"))
     try:
-        copy = made.run(
-            "pg_basebackup", "-d", primary.url(), "-D", folder / "data", "-R", "-X", "stream", "-c", "fast"
-        )
+        copy = made.run("pg_basebackup", "-d", primary.url(), "-D", folder / "data", "-R", "-X", "stream", "-c", "fast")
         assert copy.wait() == 0, (folder / "log").read_text()
         made.start()
         yield made

@@ -29,14 +29,14 @@ from typer.testing import CliRunner, Result
 
 from ibex_db_core.cli.app import build
 from ibex_db_core.embedded import locks, postmaster
-from ibex_db_core.migrations import runner
+from ibex_db_core.migrations import Migrator, migrator, runner
 from ibex_db_core.provisioning import SERVICE_LOGIN, Cluster
 
 ESCAPE = "\x1b"
 NOWHERE = "postgresql://somebody:hush@127.0.0.1:1/nothing"
 SECONDS = 60
 
-inside = cast("Any", runner)
+inside = cast("Any", migrator)
 
 # What would make Rich or Typer believe in a terminal, or ibex-db in another database.
 _MISLEADING = re.compile("IBEX_|FORCE_COLOR|GITHUB_ACTIONS|PY_COLORS|NO_COLOR|COLUMNS|TTY_|_IBEX")
@@ -153,7 +153,7 @@ def test_upgrade_sql_prints_a_script_that_runs_and_needs_no_database(empty: str)
     ran = execute("upgrade", "--sql", env={"IBEX_DATABASE_URL": NOWHERE})
 
     assert ran.returncode == 0
-    assert ran.stdout.rstrip() == runner.Migrator.sql().rstrip()
+    assert ran.stdout.rstrip() == Migrator.sql().rstrip()
     asyncio.run(_script(empty, ran.stdout))
     assert invoke("check", "--url", empty).exit_code == 0
     assert "CREATE SCHEMA" in answer("upgrade", "--sql")["sql"]
@@ -389,6 +389,15 @@ def test_url_takes_the_place_of_every_other_address(migrated: str, monkeypatch: 
     assert invoke("current", "--url", migrated).exit_code == 0
 
 
+def test_the_owners_address_alone_is_enough_to_migrate(empty: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IBEX_OWNER_URL", empty)
+
+    result = invoke("upgrade", "core@head")
+
+    assert result.exit_code == 0, result.stderr
+    assert sql(empty, "SELECT to_regclass('ibex_core.alembic_version')") is not None
+
+
 def test_migrations_go_by_the_owners_address(migrated: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IBEX_DATABASE_URL", NOWHERE)
     monkeypatch.setenv("IBEX_OWNER_URL", migrated)
@@ -431,7 +440,7 @@ def test_a_defect_has_a_code_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None
     def broken(_revision: str) -> str:
         raise ZeroDivisionError("oops")
 
-    monkeypatch.setattr(runner.Migrator, "sql", broken)
+    monkeypatch.setattr(Migrator, "sql", broken)
 
     result = invoke("upgrade", "--sql")
 

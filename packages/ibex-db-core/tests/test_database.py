@@ -403,12 +403,25 @@ async def test_without_a_url_the_environment_means_the_embedded_server(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("IBEX_HOME", str(tmp_path))
-    monkeypatch.delenv("IBEX_DATABASE_URL", raising=False)
+    for name in ("IBEX_DATABASE_URL", "IBEX_PLATFORM_URL", "IBEX_OWNER_URL", "IBEX_REPLICA_URLS"):
+        monkeypatch.delenv(name, raising=False)
     db = Database.from_env()
 
     with pytest.raises(ConfigurationError, match="async with"):
         _ = db.engine
     await db.close()
+
+
+@pytest.mark.parametrize("lonely", ["IBEX_OWNER_URL", "IBEX_PLATFORM_URL", "IBEX_REPLICA_URLS"])
+def test_an_address_of_another_login_alone_never_means_the_embedded_server(
+    monkeypatch: pytest.MonkeyPatch, lonely: str
+) -> None:
+    for name in ("IBEX_DATABASE_URL", "IBEX_PLATFORM_URL", "IBEX_OWNER_URL", "IBEX_REPLICA_URLS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(lonely, "postgresql://ann@db.example/ibex")
+
+    with pytest.raises(ConfigurationError, match=f"{lonely} is set and IBEX_DATABASE_URL is not"):
+        Database.from_env()
 
 
 async def test_an_embedded_database_needs_no_setting_up(tmp_path: Path, acme: UUID) -> None:

@@ -14,6 +14,7 @@ from ibex_db_core.errors import (
     IllegalTransitionError,
     InvalidInputError,
     NotFoundError,
+    NotLoadedError,
     TenantMismatchError,
     TenantMissingError,
     TransientError,
@@ -28,6 +29,7 @@ EXAMPLES: dict[str, IbexError] = {
     "TenantMismatchError": TenantMismatchError(ACME, GLOBEX, "Bot"),
     "InvalidInputError": InvalidInputError("rank", 101, "must lie in [-100, 100]", index=3),
     "NotFoundError": NotFoundError("Bot", ACME),
+    "NotLoadedError": NotLoadedError("Bot", "owner", "read it with options=[selectinload(Bot.owner)]"),
     "IllegalTransitionError": IllegalTransitionError("memory 1", "archived", "superseded", "restore it first"),
     "ConflictError": ConflictError(
         "taken", constraint="bots_slug_live", table="bots", values={"slug": "robin"}, sqlstate="23505"

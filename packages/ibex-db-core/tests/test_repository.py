@@ -18,6 +18,7 @@ from ibex_db_core import (
     Database,
     InvalidInputError,
     NotFoundError,
+    NotLoadedError,
     ScopedSession,
     TenantMissingError,
 )
@@ -143,7 +144,7 @@ async def test_a_relation_that_was_not_loaded_says_so(bots: BotRepository, sessi
     session.expunge_all()
     found = await bots.get(bot.id)
 
-    with pytest.raises(Exception, match="raise"):
+    with pytest.raises(NotLoadedError, match=r"Bot\.notes was not loaded: .*selectinload\(Bot\.notes\)"):
         _ = found.notes
 
 

@@ -74,7 +74,9 @@ async def test_a_number_is_given_once(session: ScopedSession, home: Home) -> Non
 @pytest.mark.parametrize(
     "statement", ["UPDATE ibex_core.checkpoints SET state = '{}'", "DELETE FROM ibex_core.checkpoints"]
 )
-async def test_checkpoints_are_append_only(ibex_db: Database, home: Home, statement: str) -> None:
+async def test_checkpoints_are_never_changed_and_the_newest_is_never_deleted(
+    ibex_db: Database, home: Home, statement: str
+) -> None:
     async with ibex_db.tenant(home.org_id) as session:
         session.add(Session(agent_id=home.agent_id, checkpoints=[Checkpoint(sequence_number=1, state={})]))
 

@@ -65,7 +65,13 @@ async def test_a_memory_goes_with_all_that_hangs_on_it_and_the_receipt_counts_it
     gone = await memories.erase(one, reason="asked for it", actor=actor)
     await session.commit()
 
-    assert dict(gone) == {"memories": 1, "memory_versions": 3, "memory_relationships": 2, "memory_tags": 2}
+    assert dict(gone) == {
+        "memories": 1,
+        "memory_versions": 3,
+        "memory_relationships": 2,
+        "memory_tags": 2,
+        "memory_vectors": 0,
+    }
     assert (gone.subject_kind, gone.subject_id, gone.rows) == ("memory", one, 8)
     assert (gone.reason, gone.erased_by) == ("asked for it", actor)
     left = {"memories": 1, "memory_versions": 1, "memory_relationships": 0, "memory_tags": 0}
@@ -233,7 +239,7 @@ async def test_an_agent_goes_with_sessions_and_memories(
     await session.commit()
 
     expected = {"agents": 1, "sessions": 1, "checkpoints": 2, "memories": 3, "memory_versions": 5}
-    assert dict(gone) == expected | {"memory_relationships": 3, "memory_tags": 3, "tokens": 0}
+    assert dict(gone) == expected | {"memory_relationships": 3, "memory_tags": 3, "memory_vectors": 0, "tokens": 0}
     left = {"memories": 1, "memory_versions": 1, "memory_relationships": 0, "memory_tags": 0}
     assert await rows(owner) == left | {"sessions": 0, "checkpoints": 0}
     assert (await memories.get(theirs)).session_id is None
@@ -275,7 +281,7 @@ async def test_a_user_goes_wholly_with_sessions_and_what_was_learned_in_them(
     await session.commit()
 
     expected = {"users": 1, "tokens": 0, "sessions": 1, "checkpoints": 2, "memories": 1, "memory_versions": 1}
-    assert dict(gone) == expected | {"memory_relationships": 1, "memory_tags": 1}
+    assert dict(gone) == expected | {"memory_relationships": 1, "memory_tags": 1, "memory_vectors": 0}
     assert await memories.get_or_none(learned) is None
     assert (await memories.get(kept)).session_id is not None
     assert await owner.fetchval("SELECT created_by FROM ibex_core.agents WHERE id = $1", bot.id) is None

@@ -100,6 +100,33 @@ async def test_bad_edges_are_refused_before_sql(memories: MemoryRepository, agen
     assert statements == []
 
 
+@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize("kind", ["supersedes", "merged_from"])
+async def test_the_edge_of_a_step_that_stands_stays_until_the_step_is_taken_back(
+    memories: MemoryRepository, agent_id: UUID, kind: str, *, named: bool
+) -> None:
+    old, new = await remembered(memories, agent_id, 2)
+    if kind == "supersedes":
+        await memories.supersede(old, by=new)
+    else:
+        await memories.merge([old], into=new)
+    await memories.relate(new, old, "related_to")
+
+    with pytest.raises(InvalidInputError, match=f"relationship_type is the edge of a step that stands: .*{kind}"):
+        await memories.unrelate(new, old, kind if named else None)
+    assert [one.relationship_type.value for one in await memories.neighbors(old, types=[kind])] == [kind]
+    assert await memories.unrelate(new, old, "related_to") == 1
+    await memories.restore(old)
+    assert await memories.neighbors(old) == []
+
+
+async def test_an_edge_of_such_a_type_that_no_step_drew_may_go(memories: MemoryRepository, agent_id: UUID) -> None:
+    a, b = await remembered(memories, agent_id, 2)
+    await memories.relate(a, b, "supersedes")
+
+    assert await memories.unrelate(a, b) == 1
+
+
 async def test_an_edge_to_another_organizations_memory_is_refused(
     ibex_db: Database, memories: MemoryRepository, agent_id: UUID, rival_id: UUID, rival_agent_id: UUID
 ) -> None:

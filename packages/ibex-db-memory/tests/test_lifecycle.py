@@ -195,6 +195,61 @@ async def test_a_successor_that_a_draft_names_is_held(ibex_db: Database, org_id:
             await other.rollback()
 
 
+def _of_number_one(agent_id: UUID) -> dict[str, object]:
+    return {"agent_id": agent_id, "content": "Number 1.", "category": "factual"}
+
+
+@pytest.mark.parametrize("verb", ["supersede", "merge"])
+@pytest.mark.parametrize("lost", ["supersede", "archive", "forget", "erase"])
+async def test_a_draft_whose_twin_loses_its_standing_at_that_moment_is_made(
+    ibex_db: Database, org_id: UUID, agent_id: UUID, verb: str, lost: str
+) -> None:
+    """The twin was active when it was found, and is locked by whoever is about to commit its end."""
+    old, twin, third = await pair(ibex_db, org_id, agent_id, 3)
+
+    async def step() -> Memory:
+        async with ibex_db.tenant(org_id) as session:
+            memories = MemoryRepository(session)
+            if verb == "supersede":
+                return await memories.supersede(old, by=_of_number_one(agent_id))
+            return await memories.merge([old], into=_of_number_one(agent_id))
+
+    async with ibex_db.tenant(org_id) as session:
+        memories = MemoryRepository(session)
+        if lost == "supersede":
+            await memories.supersede(twin, by=third)
+        else:
+            await getattr(memories, lost)(twin)
+        waiting = asyncio.create_task(step())
+        await asyncio.sleep(0.3)
+        assert not waiting.done()
+    successor = await waiting
+
+    assert successor.content == "Number 1."
+    assert successor.id != twin
+    async with ibex_db.tenant(org_id) as session:
+        memories = MemoryRepository(session)
+        assert (await memories.get(successor.id)).status is MemoryStatus.ACTIVE
+        assert (await memories.current(old)).id == successor.id
+
+
+async def test_a_successor_that_is_named_by_its_id_is_not_replaced(
+    ibex_db: Database, org_id: UUID, agent_id: UUID
+) -> None:
+    old, twin = await pair(ibex_db, org_id, agent_id)
+
+    async def step() -> Memory:
+        async with ibex_db.tenant(org_id) as session:
+            return await MemoryRepository(session).supersede(old, by=twin)
+
+    async with ibex_db.tenant(org_id) as session:
+        await MemoryRepository(session).archive(twin)
+        waiting = asyncio.create_task(step())
+        await asyncio.sleep(0.3)
+    with pytest.raises(IllegalTransitionError, match="is archived"):
+        await waiting
+
+
 # -- merge
 
 

@@ -7,11 +7,10 @@ from uuid import uuid4
 import pytest
 from homes import Home, MakeMemory
 from sqlalchemy import event, insert, inspect, select, text
-from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.orm import selectinload, undefer
 
 from ibex_db_core.database import Database
-from ibex_db_core.errors import ConflictError, ForeignKeyError, InvalidInputError, RuleViolationError
+from ibex_db_core.errors import ConflictError, ForeignKeyError, InvalidInputError, NotLoadedError, RuleViolationError
 from ibex_db_core.tenant import ScopedSession
 from ibex_db_memory import Memory, MemoryCategory, MemorySource, MemoryStatus, MemoryTag, Session, content_hash
 from ibex_db_tenancy import Agent
@@ -158,9 +157,9 @@ async def test_reads_leave_embedding_and_search_vector_alone(session: ScopedSess
     memory = (await session.scalars(select(Memory))).one()
 
     assert {"embedding", "search_vector"} <= inspect(memory).unloaded
-    with pytest.raises(InvalidRequestError, match=r"Memory\.embedding"):
+    with pytest.raises(NotLoadedError, match=r"Memory\.embedding"):
         _ = memory.embedding
-    with pytest.raises(InvalidRequestError, match=r"Memory\.search_vector"):
+    with pytest.raises(NotLoadedError, match=r"Memory\.search_vector"):
         _ = memory.search_vector
 
 
@@ -210,7 +209,7 @@ async def test_tags_come_in_order_and_only_when_asked_for(session: ScopedSession
     session.expunge_all()
 
     bare = (await session.scalars(select(Memory))).one()
-    with pytest.raises(InvalidRequestError, match=r"Memory\.tags"):
+    with pytest.raises(NotLoadedError, match=r"Memory\.tags"):
         _ = bare.tags
 
     memory = (await session.scalars(select(Memory).options(selectinload(Memory.tags)))).one()

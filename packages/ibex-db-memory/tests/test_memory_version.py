@@ -7,11 +7,10 @@ from uuid import UUID, uuid4
 import pytest
 from homes import Home, MakeMemory
 from sqlalchemy import select, text
-from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.orm import selectinload
 
 from ibex_db_core.database import Database
-from ibex_db_core.errors import AccessDeniedError, RuleViolationError
+from ibex_db_core.errors import AccessDeniedError, NotLoadedError, RuleViolationError
 from ibex_db_core.tenant import ScopedSession
 from ibex_db_memory import Memory, MemoryVersion, VersionOperation
 
@@ -95,7 +94,7 @@ async def test_versions_are_never_loaded_by_surprise(session: ScopedSession, mak
     session.expunge_all()
     memory = (await session.scalars(select(Memory))).one()
 
-    with pytest.raises(InvalidRequestError, match=r"Memory\.versions"):
+    with pytest.raises(NotLoadedError, match=r"Memory\.versions"):
         _ = memory.versions
 
 

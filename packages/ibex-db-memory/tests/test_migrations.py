@@ -12,7 +12,16 @@ from ibex_db_core.errors import AccessDeniedError, MigrationError
 from ibex_db_core.tenant import ScopedSession
 from ibex_db_core.testing import TestDatabase
 
-TABLES = ("sessions", "checkpoints", "memories", "memory_versions", "memory_relationships", "memory_tags")
+TABLES = (
+    "sessions",
+    "checkpoints",
+    "memories",
+    "memory_versions",
+    "memory_relationships",
+    "memory_tags",
+    "embedding_spaces",
+    "memory_vectors",
+)
 
 _PARTITIONS = """
 SELECT c.relname, c.relrowsecurity, c.relforcerowsecurity, c.reloptions, c.relowner::regrole::text AS owner,
@@ -51,7 +60,13 @@ WHERE schemaname = 'ibex_core' AND relname LIKE 'memories_p%'
 async def test_up_and_down_and_up_again(ibex_db: Database) -> None:
     async with ibex_db.migrator() as migrator:
         await migrator.downgrade("memory@base")
-        assert [step.id for step in await migrator.upgrade()] == ["memory_0001", "memory_0002", "memory_0003"]
+        assert [step.id for step in await migrator.upgrade()] == [
+            "memory_0001",
+            "memory_0002",
+            "memory_0003",
+            "memory_0004",
+            "memory_0005",
+        ]
 
         assert await migrator.check() == []
 
@@ -88,7 +103,7 @@ async def test_partitions_are_closed_tight_and_roomy(session: ScopedSession) -> 
 async def test_an_index_of_a_partition_is_named_after_its_parent(session: ScopedSession) -> None:
     rows = (await session.execute(text(_PARTITION_INDEXES))).all()
 
-    assert len(rows) == 16 * 9
+    assert len(rows) == 16 * (9 + 7)
     assert all(row.relname[: -len("_p00")] == row.parent for row in rows)
 
 

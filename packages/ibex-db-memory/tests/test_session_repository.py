@@ -116,7 +116,50 @@ async def test_a_session_that_is_not_there_takes_no_checkpoint(
     for ident in (foreign.id, uuid4()):
         with pytest.raises(NotFoundError):
             await sessions.checkpoint(ident, {})
-        assert await sessions.latest_checkpoint(ident) is None
+        for asked in (sessions.latest_checkpoint(ident), sessions.checkpoints(ident)):
+            with pytest.raises(NotFoundError, match=str(ident)):
+                await asked
+
+
+async def test_a_session_before_its_first_checkpoint_has_none(sessions: SessionRepository, agent_id: UUID) -> None:
+    run = await sessions.start(agent_id=agent_id)
+
+    assert await sessions.latest_checkpoint(run.id) is None
+    assert await sessions.checkpoints(run.id) == []
+
+
+@pytest.mark.parametrize("status", list(SessionStatus))
+async def test_a_run_that_has_ended_takes_no_checkpoint(
+    sessions: SessionRepository, agent_id: UUID, status: SessionStatus
+) -> None:
+    ident = await in_status(sessions, agent_id, status)
+
+    if status not in {SessionStatus.COMPLETED, SessionStatus.FAILED, SessionStatus.ABANDONED}:
+        assert (await sessions.checkpoint(ident, {})).sequence_number == 1
+        return
+    with pytest.raises(IllegalTransitionError, match=f"session {ident} is {status} and cannot") as caught:
+        await sessions.checkpoint(ident, {})
+    assert caught.value.from_state == status
+    assert await sessions.checkpoints(ident) == []
+
+
+async def test_a_checkpoint_of_a_run_that_was_just_ended_is_told(
+    ibex_db: Database, org_id: UUID, agent_id: UUID
+) -> None:
+    async with ibex_db.tenant(org_id) as session:
+        run = await SessionRepository(session).start(agent_id=agent_id)
+
+    async def save() -> None:
+        async with ibex_db.tenant(org_id) as session:
+            await SessionRepository(session).checkpoint(run.id, {})
+
+    async with ibex_db.tenant(org_id) as session:
+        await SessionRepository(session).fail(run.id, error="out of memory")
+        waiting = asyncio.create_task(save())
+        await asyncio.sleep(0.3)
+        assert not waiting.done()
+    with pytest.raises(IllegalTransitionError, match="is failed"):
+        await waiting
 
 
 async def test_a_damaged_state_is_refused(

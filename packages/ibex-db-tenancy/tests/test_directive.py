@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.orm import joinedload, selectinload
 
-from ibex_db_core.errors import ConflictError, InvalidInputError, RuleViolationError
+from ibex_db_core.errors import ConflictError, InvalidInputError, NotFoundError, RuleViolationError
 from ibex_db_core.tenant import ScopedSession
 from ibex_db_tenancy import (
     Directive,
@@ -178,8 +178,22 @@ async def test_versions_come_oldest_first_and_the_active_one_on_its_own(session:
 async def test_an_unknown_directive_has_no_history(session: ScopedSession) -> None:
     directives = DirectiveRepository(session)
 
-    assert await directives.history(uuid4()) == []
-    assert await directives.active_version(uuid4()) is None
+    unknown = uuid4()
+    with pytest.raises(NotFoundError, match=str(unknown)):
+        await directives.history(unknown)
+    assert await directives.active_version(unknown) is None
+
+
+async def test_a_directive_before_its_first_version_has_none_and_a_deleted_one_keeps_its_own(
+    session: ScopedSession,
+) -> None:
+    directives = DirectiveRepository(session)
+    bare = await directives.add(Directive(name="Bare"))
+
+    assert await directives.history(bare.id) == []
+    await directives.draft(bare.id, content="Be kind.")
+    await directives.delete(bare.id)
+    assert [version.content for version in await directives.history(bare.id)] == ["Be kind."]
 
 
 async def test_a_version_knows_its_parent_and_its_author(session: ScopedSession) -> None:
@@ -236,4 +250,5 @@ async def test_erasing_a_directive_takes_its_versions_and_erasing_a_user_does_no
     assert version.created_by is None
     await directives.erase(directive.id)
 
-    assert await directives.history(directive.id) == []
+    with pytest.raises(NotFoundError):
+        await directives.history(directive.id)

@@ -19,16 +19,20 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.orm import (
     ColumnProperty,
     DeclarativeBase,
     InstrumentedAttribute,
     Mapped,
+    RelationshipProperty,
     declared_attr,
     mapped_column,
 )
+from sqlalchemy.orm.exc import DetachedInstanceError
 
 from ibex_db_core import guards, validation
+from ibex_db_core.errors import NotLoadedError
 from ibex_db_core.guards import Guards
 from ibex_db_core.types import Moment
 
@@ -94,6 +98,38 @@ def _check_on_assignment(_cls: type[Base], _key: str, attribute: "InstrumentedAt
     @event.listens_for(attribute, "set", retval=True)
     def _set(_target: object, value: object, _old: object, _initiator: object) -> object:  # pyright: ignore[reportUnusedFunction]
         return rule(value)
+
+
+# An attribute that is read only when asked for, and says how to ask.  No docstring:
+# in InstrumentedAttribute it is a property, which lets models document theirs.
+class _Loadable(InstrumentedAttribute[Any]):  # pyright: ignore[reportIncompatibleVariableOverride]
+    __slots__ = ()
+    inherit_cache = True
+
+    def __get__(self, instance: object | None, owner: Any) -> Any:
+        try:
+            return super().__get__(instance, owner)
+        except (InvalidRequestError, DetachedInstanceError) as exc:
+            raise NotLoadedError(self.class_.__name__, self.key, self._way_out()) from exc
+
+    def _way_out(self) -> str:
+        model, prop = self.class_.__name__, self.property
+        if not isinstance(prop, ColumnProperty):
+            loader = f"selectinload({model}.{self.key})"
+        elif prop.strategy_key and not isinstance(prop.columns[0], Column):
+            return "it is for conditions only: the database computes it, and nobody reads it"
+        else:
+            loader = f"undefer({model}.{self.key})"
+        return f"read the row with it, options=[{loader}], or refresh it: session.refresh(row, [{self.key!r}])"
+
+
+@event.listens_for(Base, "attribute_instrument", propagate=True)
+def _say_how_to_load(_cls: type[Base], _key: str, attribute: "InstrumentedAttribute[object]") -> None:
+    """Have every relationship and deferred column of every model raise our error where it was not loaded."""
+    prop = attribute.property
+    if isinstance(prop, RelationshipProperty) or (isinstance(prop, ColumnProperty) and prop.deferred):
+        # The mapper has made it by now; its class alone decides what reading it does.
+        attribute.__class__ = _Loadable
 
 
 class Identified:

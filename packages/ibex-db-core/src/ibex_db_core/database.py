@@ -14,7 +14,7 @@ from uuid import UUID
 from sqlalchemy import URL, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from ibex_db_core import validation
+from ibex_db_core import logins, validation
 from ibex_db_core.engine import EngineSettings, create_engine
 from ibex_db_core.errors import (
     AccessDeniedError,
@@ -26,11 +26,10 @@ from ibex_db_core.errors import (
     MigrationError,
     SerializationError,
     TransientError,
-    UnsafeRoleError,
 )
 from ibex_db_core.identity import Authenticator, TokenIdentity, load_authenticator
 from ibex_db_core.migrations import Migrator, Revision
-from ibex_db_core.policies import APP_ROLE, OWNER_ROLE, PLATFORM_ROLE, SEARCH_ROLE
+from ibex_db_core.policies import APP_ROLE, OWNER_ROLE, PLATFORM_ROLE
 from ibex_db_core.provisioning import DATABASE, PLATFORM_LOGIN, SERVICE_LOGIN, Cluster
 from ibex_db_core.replicas import Replica, Replicas, ReplicaStatus, check_position
 from ibex_db_core.signing import KEY_VARIABLE, SigningKey
@@ -115,9 +114,19 @@ class Database:
             url: takes the place of IBEX_DATABASE_URL, and of the other addresses with
                 it: they belong to another database.
             settings: pool, timeouts, application name.
+
+        Raises:
+            ConfigurationError: an address is not one; or another of the addresses above is set and
+                IBEX_DATABASE_URL is not: the embedded Postgres is not the database that they mean.
         """
         address = os.environ.get("IBEX_DATABASE_URL", "").strip() if url is None else url
         if not address and url is None:
+            others = ("IBEX_PLATFORM_URL", "IBEX_OWNER_URL", "IBEX_REPLICA_URLS")
+            if lonely := next((name for name in others if os.environ.get(name, "").strip()), None):
+                raise ConfigurationError(
+                    f"{lonely} is set and IBEX_DATABASE_URL is not: set it too, or unset {lonely} to use the embedded "
+                    "Postgres"
+                )
             return cls.embedded(settings=settings, signing_key=os.environ.get(KEY_VARIABLE, "").strip() or None)
         return cls(
             address,
@@ -436,15 +445,8 @@ class Database:
         self._verified = True
 
     async def _verify(self, engine: AsyncEngine) -> None:
-        """Refuse a login that could read past the policies, and a database without our schema."""
         with translated():
-            async with engine.connect() as connection:
-                row = (await connection.execute(_WHO)).one()
-        if not row.migrated:
-            raise MigrationError("this database has no ibex_core schema: run `ibex-db upgrade`, or await db.upgrade()")
-        why = next((reason for reason, holds in zip(_UNSAFE, row[2:], strict=True) if holds), None)
-        if why is not None and not self._step_down:
-            raise UnsafeRoleError(row.login, why)
+            await logins.verify(engine, step_down=self._step_down)
 
     # -- schema
 
@@ -505,26 +507,4 @@ def _retry(exc: Exception) -> bool | float:
     return isinstance(exc, TransientError)
 
 
-_UNSAFE = (
-    "is a superuser",
-    "has BYPASSRLS",
-    f"owns the tables (it is {OWNER_ROLE} or a member of it)",
-    f"inherits {PLATFORM_ROLE}, whose policies show every organization",
-    f"inherits {SEARCH_ROLE}, whose policies show every organization",
-)
 _POSITION = text("SELECT CAST(pg_current_wal_insert_lsn() AS text)")
-_WHO = text(
-    f"""
-    SELECT current_user AS login,
-           EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = '{APP_ROLE}')
-           AND pg_catalog.to_regclass('ibex_core.alembic_version') IS NOT NULL AS migrated,
-           me.rolsuper, me.rolbypassrls,
-           EXISTS (SELECT FROM pg_catalog.pg_roles r
-                   WHERE r.rolname = '{OWNER_ROLE}' AND pg_catalog.pg_has_role(me.oid, r.oid, 'MEMBER')),
-           EXISTS (SELECT FROM pg_catalog.pg_roles r
-                   WHERE r.rolname = '{PLATFORM_ROLE}' AND pg_catalog.pg_has_role(me.oid, r.oid, 'USAGE')),
-           EXISTS (SELECT FROM pg_catalog.pg_roles r
-                   WHERE r.rolname = '{SEARCH_ROLE}' AND pg_catalog.pg_has_role(me.oid, r.oid, 'USAGE'))
-    FROM pg_catalog.pg_roles me WHERE me.rolname = current_user
-    """
-)

@@ -12,6 +12,7 @@
     ├── InvalidInputError             refused before SQL: field, value, rule
     ├── InvalidTokenError             a token that opens nothing
     ├── NotFoundError                 no such row for this tenant
+    ├── NotLoadedError                an attribute that was not asked for when its row was read
     ├── IllegalTransitionError        a step that the row's state does not allow
     ├── ConflictError                 a unique rule (SQLSTATE 23505)
     ├── ForeignKeyError               a foreign key (23503)
@@ -53,6 +54,7 @@ __all__ = [
     "LockTimeoutError",
     "MigrationError",
     "NotFoundError",
+    "NotLoadedError",
     "PoolExhaustedError",
     "RuleViolationError",
     "SerializationError",
@@ -193,6 +195,20 @@ class NotFoundError(IbexError, LookupError):
     def __reduce__(self) -> tuple[type["NotFoundError"], tuple[str, object]]:
         """Survive pickling."""
         return type(self), (self.model, self.key)
+
+
+class NotLoadedError(IbexError):
+    """An attribute was read that its row was loaded without; nothing is loaded behind your back."""
+
+    def __init__(self, model: str, attribute: str, way_out: str) -> None:
+        self.model = model
+        self.attribute = attribute
+        self.way_out = way_out
+        super().__init__(f"{model}.{attribute} was not loaded: {way_out}")
+
+    def __reduce__(self) -> tuple[type["NotLoadedError"], tuple[str, str, str]]:
+        """Survive pickling."""
+        return type(self), (self.model, self.attribute, self.way_out)
 
 
 class IllegalTransitionError(IbexError):

@@ -4,20 +4,13 @@ A repository composes statements and flushes; whoever opened the session commits
 """
 
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from typing import Any, ClassVar, Generic, TypeVar, cast
+from typing import Any, TypeVar, cast
 from uuid import UUID
 
 from sqlalchemy import (
-    Column,
     ColumnElement,
     Delete,
-    Executable,
-    Result,
     Select,
-    Table,
-    TextClause,
-    UniqueConstraint,
-    Update,
     Uuid,
     bindparam,
     delete,
@@ -27,22 +20,22 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import InstrumentedAttribute, Mapper
 from sqlalchemy.orm.interfaces import ORMOption
 
 from ibex_db_core import validation
 from ibex_db_core.base import Base
-from ibex_db_core.errors import InvalidInputError, NotFoundError, TenantMismatchError, TenantMissingError
-from ibex_db_core.pages import Order, Page, after, encode_cursor, limit_of
-from ibex_db_core.tenant import SCOPED, Guard, ScopedSession
-from ibex_db_core.translation import name_of, translated
+from ibex_db_core.errors import InvalidInputError, NotFoundError
+from ibex_db_core.pages import Page, after, encode_cursor, limit_of
+from ibex_db_core.scoped import Scoped
+from ibex_db_core.tenant import SCOPED
+from ibex_db_core.translation import translated
 
 T = TypeVar("T", bound=Base)
 X = TypeVar("X")
 
 
-class BaseRepository(Generic[T]):
+class BaseRepository(Scoped[T]):
     """One organization's rows of one table.
 
     Args:
@@ -56,42 +49,6 @@ class BaseRepository(Generic[T]):
         TenantMismatchError: the session serves another organization.
     """
 
-    model: ClassVar[type[Any]]
-    _narrowed: ClassVar[bool] = False
-    """A subclass adds conditions of its own to every statement."""
-
-    def __init_subclass__(cls, **options: object) -> None:
-        super().__init_subclass__(**options)
-        cls._narrowed = cls._narrowed or not {"_scope", "_select"}.isdisjoint(cls.__dict__)
-
-    def __init__(self, session: AsyncSession, org_id: UUID | None = None) -> None:
-        if org_id is not None:
-            org_id = validation.uuid("org_id", org_id)
-        self._guard: Guard | None = None
-        if isinstance(session, ScopedSession):
-            if session.org_id is not None:
-                if org_id is not None and org_id != session.org_id:
-                    raise TenantMismatchError(session.org_id, org_id, "repository")
-                org_id = session.org_id
-        elif org_id is None:
-            raise TenantMissingError(
-                f"{type(self).__name__} on a plain AsyncSession needs org_id: {type(self).__name__}(session, org_id)"
-            )
-        else:
-            self._guard = Guard.of(session, org_id)
-        self._session = session
-        self._org_id = org_id
-
-    @property
-    def session(self) -> AsyncSession:
-        """The session that this repository works in."""
-        return self._session
-
-    @property
-    def org_id(self) -> UUID | None:
-        """The organization; None on a platform session that serves all."""
-        return self._org_id
-
     # -- reading
 
     async def get(self, ident: UUID, *, include_deleted: bool = False, options: Sequence[ORMOption] = ()) -> T:
@@ -104,6 +61,10 @@ class BaseRepository(Generic[T]):
 
         Raises:
             NotFoundError: no such row in this organization.
+
+        Example:
+            >>> (await agents.get(agent.id)).name
+            'Support'
         """
         found = await self.get_or_none(ident, include_deleted=include_deleted, options=options)
         if found is None:
@@ -113,7 +74,12 @@ class BaseRepository(Generic[T]):
     async def get_or_none(
         self, ident: UUID, *, include_deleted: bool = False, options: Sequence[ORMOption] = ()
     ) -> T | None:
-        """Return the row with this id, or None."""
+        """Return the row with this id, or None.
+
+        Example:
+            >>> await agents.get_or_none(org.id) is None  # no agent's id
+            True
+        """
         ident = validation.uuid("id", ident)
         parameters: dict[str, object] | None = None
         if not self._narrowed:
@@ -128,7 +94,12 @@ class BaseRepository(Generic[T]):
     async def get_many(
         self, idents: Iterable[UUID], *, include_deleted: bool = False, options: Sequence[ORMOption] = ()
     ) -> Sequence[T]:
-        """Return the rows with these ids, in the order of the ids; those that do not exist are left out."""
+        """Return the rows with these ids, in the order of the ids; those that do not exist are left out.
+
+        Example:
+            >>> [found.name for found in await agents.get_many([agent.id, org.id])]
+            ['Support']
+        """
         wanted = [validation.uuid("id", ident) for ident in idents]
         if not wanted:
             return []
@@ -144,7 +115,12 @@ class BaseRepository(Generic[T]):
         include_deleted: bool = False,
         options: Sequence[ORMOption] = (),
     ) -> Sequence[T]:
-        """Return up to ``limit`` (1 to 1000) rows that match, newest first."""
+        """Return up to ``limit`` (1 to 1000) rows that match, newest first.
+
+        Example:
+            >>> [found.email for found in await users.find(User.name == "Owner", limit=10)]
+            ['owner@acme.example']
+        """
         statement = self._select(include_deleted=include_deleted).where(*where).options(*options)
         statement = statement.order_by(*(step.clause for step in self._order(None))).limit(limit_of(limit))
         return (await self._execute(statement)).scalars().all()
@@ -172,6 +148,14 @@ class BaseRepository(Generic[T]):
 
         Raises:
             InvalidInputError: limit out of range, a nullable order, or a cursor of another listing.
+
+        Example:
+            >>> _ = await agents.add(Agent(name="Sales", slug="sales"))
+            >>> page = await agents.list(order_by=Agent.name, limit=1)
+            >>> [found.name for found in page.items]
+            ['Sales']
+            >>> [found.name for found in (await agents.list(order_by=Agent.name, cursor=page.next_cursor)).items]
+            ['Support']
         """
         order = self._order(order_by, descending=descending)
         statement = self._select(include_deleted=include_deleted).where(*where).options(*options)
@@ -183,21 +167,36 @@ class BaseRepository(Generic[T]):
         return Page(rows[:limit], encode_cursor(order, rows[limit - 1]) if more else None)
 
     async def count(self, *where: ColumnElement[bool], include_deleted: bool = False) -> int:
-        """Count the rows that match."""
+        """Count the rows that match.
+
+        Example:
+            >>> await agents.count(Agent.slug == "support")
+            1
+        """
         statement = (
             select(func.count()).select_from(self.model).where(*self._scope(include_deleted=include_deleted), *where)
         )
         return cast("int", (await self._execute(statement)).scalar_one())
 
     async def exists(self, *where: ColumnElement[bool], include_deleted: bool = False) -> bool:
-        """Tell whether any row matches."""
+        """Tell whether any row matches.
+
+        Example:
+            >>> await agents.exists(Agent.slug == "sales")
+            False
+        """
         inner = select(1).select_from(self.model).where(*self._scope(include_deleted=include_deleted), *where)
         return cast("bool", (await self._execute(select(sql_exists(inner)))).scalar_one())
 
     async def stream(
         self, *where: ColumnElement[bool], batch: int = 500, include_deleted: bool = False
     ) -> AsyncIterator[T]:
-        """Yield every row that matches through a server-side cursor, ``batch`` (1 to 10,000) in memory at a time."""
+        """Yield every row that matches through a server-side cursor, ``batch`` (1 to 10,000) in memory at a time.
+
+        Example:
+            >>> [found.name async for found in agents.stream(batch=100)]
+            ['Support']
+        """
         validation.integer("batch", batch, 1, 10_000)
         statement = self._select(include_deleted=include_deleted).where(*where)
         await self._ready()
@@ -214,6 +213,10 @@ class BaseRepository(Generic[T]):
         Raises:
             TenantMismatchError: it names another organization; before any SQL.
             ConflictError: another row holds its unique values.
+
+        Example:
+            >>> (await agents.add(Agent(name="Sales", slug="sales"))).org_id == org.id
+            True
         """
         self._adopt(row)
         self._session.add(row)
@@ -221,7 +224,12 @@ class BaseRepository(Generic[T]):
         return row
 
     async def add_many(self, rows: Iterable[T]) -> Sequence[T]:
-        """Insert rows, all or none, in batches of one statement."""
+        """Insert rows, all or none, in batches of one statement.
+
+        Example:
+            >>> len(await agents.add_many(Agent(name=f"Bot {n}", slug=f"bot-{n}") for n in range(3)))
+            3
+        """
         taken = list(rows)
         for row in taken:
             self._adopt(row)
@@ -235,6 +243,10 @@ class BaseRepository(Generic[T]):
         Raises:
             InvalidInputError: no such field, or a value that breaks its rule.
             NotFoundError: no such row in this organization.
+
+        Example:
+            >>> (await directives.update(directive.id, description="How to speak.")).description
+            'How to speak.'
         """
         values = self._checked(changes)
         ident = validation.uuid("id", ident)
@@ -251,6 +263,11 @@ class BaseRepository(Generic[T]):
 
         Raises:
             InvalidInputError: no such unique key, or no such field.
+
+        Example:
+            >>> again = Directive(name="Manners", description="How to speak.")
+            >>> (await directives.upsert(again, on="directives_org_id_name_live")).id == directive.id
+            True
         """
         self._adopt(row)
         mapper = cast("Mapper[Any]", self.model.__mapper__)
@@ -279,6 +296,11 @@ class BaseRepository(Generic[T]):
 
         Raises:
             NotFoundError: no such row in this organization.
+
+        Example:
+            >>> await directives.delete(directive.id)
+            >>> await directives.get_or_none(directive.id) is None
+            True
         """
         if not self._soft:
             await self.erase(ident)
@@ -293,6 +315,11 @@ class BaseRepository(Generic[T]):
         Raises:
             NotFoundError: no deleted row with this id.
             ConflictError: a live row has taken its unique values.
+
+        Example:
+            >>> await directives.delete(directive.id)
+            >>> (await directives.restore(directive.id)).name
+            'Manners'
         """
         if not self._soft:
             raise InvalidInputError("model", self.model.__name__, "keeps no deleted rows, so none can be restored")
@@ -309,6 +336,13 @@ class BaseRepository(Generic[T]):
 
         Raises:
             NotFoundError: no such row in this organization.
+
+        Example:
+            >>> gone = Directive(name="Old manners")
+            >>> _ = await directives.add(gone)
+            >>> await directives.erase(gone.id)
+            >>> await directives.exists(Directive.name == "Old manners")
+            False
         """
         ident = validation.uuid("id", ident)
         statement: Delete = delete(self.model).where(*self._scope(include_deleted=True), self._id == ident)
@@ -316,132 +350,6 @@ class BaseRepository(Generic[T]):
         if result.scalars().one_or_none() is None:
             raise NotFoundError(self.model.__name__, ident)
         return None
-
-    # -- for subclasses
-
-    @property
-    def _table(self) -> Table:
-        return cast("Table", self.model.__table__)
-
-    @property
-    def _id(self) -> ColumnElement[UUID]:
-        return cast("ColumnElement[UUID]", self.model.id)
-
-    @property
-    def _soft(self) -> bool:
-        return "deleted_at" in self._table.columns
-
-    @property
-    def _tenant(self) -> UUID:
-        """The organization, where a verb cannot do without one.
-
-        Raises:
-            TenantMissingError: a platform session that serves all.
-        """
-        if self._org_id is None:
-            raise TenantMissingError(f"name the organization: {type(self).__name__}(session, org_id)")
-        return self._org_id
-
-    def _checked(self, changes: dict[str, object]) -> dict[str, object]:
-        """Return the values of an update as they will be stored, and what follows from them."""
-        if not changes:
-            raise InvalidInputError("changes", changes, "must name at least one field")
-        fixed = {"id", "org_id", "created_at", "updated_at"} & changes.keys()
-        if fixed:
-            name = min(fixed)
-            raise InvalidInputError(name, changes[name], "cannot be changed")
-        required = _required(self.model)
-        for name, value in changes.items():
-            if value is None and name in required:
-                raise InvalidInputError(name, None, "is required: leave it out to keep what it is")
-        return self._complete({field: validation.check(self.model, field, value) for field, value in changes.items()})
-
-    def _complete(self, values: dict[str, object]) -> dict[str, object]:
-        """Add to checked changes what follows from them, for example the hash of a new content."""
-        return values
-
-    def _scope(self, *, include_deleted: bool = False) -> Sequence[ColumnElement[bool]]:
-        """Return the conditions that every statement carries: the organization, and not deleted."""
-        conditions: list[ColumnElement[bool]] = []
-        if self._org_id is not None:
-            conditions.append(getattr(self.model, self.model.__tenant_column__) == self._org_id)
-        if self._soft and not include_deleted:
-            conditions.append(self.model.deleted_at.is_(None))
-        return conditions
-
-    def _select(self, *, include_deleted: bool = False) -> Select[T]:
-        """Return SELECT of this organization's rows."""
-        return cast("Select[T]", select(self.model).where(*self._scope(include_deleted=include_deleted)))
-
-    def _order(self, column: InstrumentedAttribute[Any] | None, *, descending: bool = False) -> Sequence[Order]:
-        if column is None and hasattr(self.model, "created_at"):
-            column, descending = cast("InstrumentedAttribute[Any]", self.model.created_at), True
-        by_id = Order("id", cast("ColumnElement[object]", self._id), descending)
-        if column is None or column.key == "id":
-            return [by_id]
-        attribute = cast("Mapper[Any]", self.model.__mapper__).column_attrs.get(column.key)
-        if attribute is None or cast("Column[object]", attribute.columns[0]).nullable:
-            raise InvalidInputError("order_by", column.key, f"must be a column of {self.model.__name__}, never NULL")
-        return [Order(column.key, cast("ColumnElement[object]", column), descending), by_id]
-
-    async def _ready(self) -> None:
-        """Have the tenant set, on a session that is not ours; ours carry it in BEGIN."""
-        if self._guard is not None:
-            await self._guard.ensure()
-
-    async def _execute(
-        self, statement: Executable, parameters: Any = None, **options: object
-    ) -> Result[*tuple[Any, ...]]:
-        """Run a statement that already names the organization."""
-        if isinstance(statement, TextClause):
-            await self._flush()  # as the session itself does before ORM statements
-        await self._ready()
-        with translated():
-            return await self._session.execute(statement, parameters, execution_options={SCOPED: True, **options})
-
-    async def _flush(self) -> None:
-        await self._ready()
-        with translated():
-            await self._session.flush()
-
-    def _adopt(self, row: T) -> None:
-        """Check that a row is of this model and of this organization, and fill the organization in."""
-        if not isinstance(row, self.model):
-            raise InvalidInputError("row", row, f"must be a {self.model.__name__}")
-        column = self.model.__tenant_column__
-        if self._org_id is None or column is None:
-            return
-        found = row.__dict__.get(column)
-        if found is None and column == "org_id":
-            setattr(row, column, self._org_id)
-        elif found is not None and found != self._org_id:
-            raise TenantMismatchError(self._org_id, found, self.model.__name__)
-
-    async def _change(self, statement: Update, ident: UUID) -> T:
-        found = await self._execute(
-            statement.returning(self.model).execution_options(synchronize_session=False), populate_existing=True
-        )
-        row = cast("T | None", found.scalars().one_or_none())
-        if row is None:
-            raise NotFoundError(self.model.__name__, ident)
-        return row
-
-    def _unique_key(self, name: str) -> tuple[Sequence[Any], ColumnElement[bool] | None]:
-        """Return the elements and the predicate of a unique constraint or index."""
-        table = self._table
-        for index in table.indexes:
-            if index.unique and index.name == name:
-                return list(index.expressions), cast(
-                    "ColumnElement[bool] | None", index.dialect_options["postgresql"].get("where")
-                )
-        for rule in table.constraints:
-            if isinstance(rule, UniqueConstraint) and name_of(rule) == name:
-                return list(rule.columns), None
-        known = sorted(
-            [str(i.name) for i in table.indexes if i.unique]
-            + [name_of(r) for r in table.constraints if isinstance(r, UniqueConstraint)]
-        )
-        raise InvalidInputError("on", name, f"must be a unique key of {table.name}: {', '.join(known)}")
 
 
 def _by_id(model: type[Any], *, scoped: bool, live: bool) -> Select[Any]:
@@ -456,12 +364,3 @@ def _by_id(model: type[Any], *, scoped: bool, live: bool) -> Select[Any]:
 
 
 _BY_ID: dict[tuple[type[Any], bool, bool], Select[Any]] = {}
-
-
-def _required(model: type[Base]) -> frozenset[str]:
-    """Return the attributes that are never NULL; expressions are none."""
-    return frozenset(
-        attribute.key
-        for attribute in model.__mapper__.column_attrs
-        if isinstance(attribute.columns[0], Column) and not cast("Column[object]", attribute.columns[0]).nullable
-    )

@@ -52,6 +52,10 @@ class SteppedRepository(BaseRepository[T]):
             InvalidInputError: no such field, or a value that breaks its rule.
             IllegalTransitionError: the row's status does not lead to the new one.
             NotFoundError: no such row in this organization.
+
+        Example:
+            >>> (await agents.update(agent.id, status="paused")).status.value
+            'paused'
         """
         if changes.get("status") is None:
             return await super().update(ident, **changes)

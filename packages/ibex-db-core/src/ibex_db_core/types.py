@@ -3,9 +3,9 @@
 import math
 import sys
 from array import array
-from collections.abc import Callable, Mapping, Sequence, Set as AbstractSet
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set as AbstractSet
 from enum import StrEnum
-from typing import TYPE_CHECKING, TypeAlias, TypeVar, Union
+from typing import Protocol, TypeAlias, TypeVar, Union
 
 import pgvector
 from pgvector.sqlalchemy import Vector as _PgVector
@@ -14,12 +14,26 @@ from sqlalchemy.dialects.postgresql import JSONB
 
 from ibex_db_core.errors import InvalidInputError
 
-if TYPE_CHECKING:
-    import numpy as np
 
-    NDArray: TypeAlias = np.ndarray[tuple[int, ...], np.dtype[np.floating]]
+class NumberArray(Protocol):
+    """A numpy array, in words that need no numpy: a service without it would read Unknown in our signatures."""
 
-VectorLike: TypeAlias = Union[Sequence[float], "array[float]", pgvector.Vector, "NDArray"]
+    @property
+    def ndim(self) -> int:
+        """How many axes; a vector has one."""
+        ...
+
+    @property
+    def dtype(self) -> object:
+        """Of what kind the numbers are."""
+        ...
+
+    def __iter__(self) -> Iterator[float]:
+        """Give the numbers."""
+        ...
+
+
+VectorLike: TypeAlias = Union[Sequence[float], "array[float]", pgvector.Vector, NumberArray]
 """What a vector may be given as: a list, tuple or array of numbers, a numpy array, a pgvector.Vector."""
 
 JsonObject: TypeAlias = dict[str, object]

@@ -13,7 +13,7 @@ from ibex_db_core import validation
 from ibex_db_core.errors import InvalidInputError
 from ibex_db_core.types import JsonObject, VectorLike, pack_vector
 from ibex_db_memory.content import content_hash, normalise_tag
-from ibex_db_memory.models import EMBEDDING_DIMENSIONS, Memory, MemoryCategory, MemorySource, MemoryStatus
+from ibex_db_memory.models import Memory, MemoryCategory, MemorySource, MemoryStatus
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,7 +21,8 @@ class MemoryDraft:
     """One memory to be, as remember_many takes it; the fields are those of Memory.
 
     Attributes:
-        embedding: one vector, shape (384,), float32, need not be normalised; None is found by no vector search.
+        embedding: one vector, of the organization's dimension (384 unless it moved to another model), float32,
+            need not be normalised; None is found by no vector search.
         category: how the memory fades and is filtered; a member or its value.
         tags: each is normalised.
         id: made by the client where it must be known before; None makes one.
@@ -118,8 +119,8 @@ def check_draft(draft: "MemoryDraft | Mapping[str, object]", new_id: UUID) -> Ch
 
 
 def check_embedding(embedding: VectorLike | None) -> pgvector.Vector | None:
-    """Check a vector of the column's dimension; None passes."""
-    return None if embedding is None else pack_vector(embedding, dim=EMBEDDING_DIMENSIONS)
+    """Check a vector of any dimension, which is the organization's to judge; None passes."""
+    return None if embedding is None else pack_vector(embedding)
 
 
 def check_tags(tags: object, field: str = "tags") -> Sequence[str]:

@@ -35,6 +35,9 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an e
 
 def connect(url: str | None) -> Database:
     """Return the database of --url, else of the environment, else the embedded one."""
+    if url is None and not os.environ.get("IBEX_DATABASE_URL", "").strip():
+        # A deployment's pipeline migrates and knows no other login.
+        url = os.environ.get("IBEX_OWNER_URL", "").strip() or None
     return Database.from_env(url=url)
 
 

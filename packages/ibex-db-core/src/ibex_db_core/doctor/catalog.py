@@ -12,7 +12,8 @@ from sqlalchemy.exc import DBAPIError
 from ibex_db_core.base import SCHEMA
 from ibex_db_core.guards import Guards
 from ibex_db_core.migrations import signing
-from ibex_db_core.migrations.runner import Revision, steps
+from ibex_db_core.migrations.runner import steps
+from ibex_db_core.migrations.wheels import Revision
 from ibex_db_core.policies import APP_ROLE, PLATFORM_ROLE, SIGNING_KEYS
 
 __all__ = ["Audit", "LiveTable"]

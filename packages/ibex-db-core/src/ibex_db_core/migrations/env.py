@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, cast
 from alembic import context
 
 from ibex_db_core.base import SCHEMA
-from ibex_db_core.migrations.runner import configure_online, metadata
+from ibex_db_core.migrations.runner import configure_online
+from ibex_db_core.migrations.wheels import metadata
 
 if TYPE_CHECKING:
     from alembic.runtime.environment import EnvironmentContext

@@ -1,17 +1,13 @@
-"""Run the migrations of every installed wheel, over one connection, under one advisory lock."""
+"""Alembic, over one connection: what it applies, compares and prints for the installed wheels."""
 
-import asyncio
 import io
-import math
 import threading
 import warnings
-from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Mapping
-from contextlib import asynccontextmanager, redirect_stdout
-from dataclasses import dataclass
-from importlib.metadata import entry_points
+from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import redirect_stdout
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from alembic import command
 from alembic.autogenerate import produce_migrations
@@ -21,64 +17,19 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy import Connection, MetaData, text
-from sqlalchemy.ext.asyncio import AsyncEngine
 
-from ibex_db_core.base import SCHEMA, Base
-from ibex_db_core.errors import InvalidInputError, MigrationError
+from ibex_db_core.base import SCHEMA
+from ibex_db_core.errors import MigrationError
 from ibex_db_core.migrations import signing
+from ibex_db_core.migrations.wheels import Revision, metadata, wheels
 from ibex_db_core.policies import SIGNING_KEYS
-from ibex_db_core.signing import SigningKey
 
 if TYPE_CHECKING:
     from alembic.runtime.environment import EnvironmentContext
 
-T = TypeVar("T")
-
-WHEELS_GROUP = "ibex_db.wheels"
-
-# One number for "somebody migrates an ibex_core schema in this database".
-# Session level, since every revision commits on its own.
-_LOCK = 0x1BEC_DB01
-
 # Alembic's `op` and `context` are one for the whole process: two databases that
 # migrate at once would run each other's statements.
-_ALEMBIC = threading.Lock()
-
-
-@dataclass(frozen=True, slots=True)
-class Revision:
-    """One migration of one wheel.
-
-    Attributes:
-        id: the revision's id, for example ``memory_0001``.
-        wheel: its branch label: core, tenancy or memory.
-        message: the first line of its docstring.
-        applied: the database is at it or past it.
-    """
-
-    id: str
-    wheel: str
-    message: str
-    applied: bool
-
-
-def wheels() -> dict[str, str]:
-    """Return the installed wheels, branch label to package name, lower wheels first."""
-    found = {point.name: point.value for point in entry_points(group=WHEELS_GROUP)}
-    order = {"core": 0, "tenancy": 1, "memory": 2}
-    return dict(sorted(found.items(), key=lambda item: (order.get(item[0], len(order)), item[0])))
-
-
-def newest() -> dict[str, str]:
-    """Return the newest revision of each installed wheel, branch label to revision; asks no database."""
-    return {step.wheel: step.id for step in _revisions(())}  # oldest first, so the last one stays
-
-
-def metadata() -> MetaData:
-    """Return the tables of every installed wheel."""
-    for point in entry_points(group=WHEELS_GROUP):
-        point.load()
-    return Base.metadata
+ALONE = threading.Lock()
 
 
 def _config(output: io.StringIO | None = None) -> Config:
@@ -164,174 +115,63 @@ def compared(connection: Connection, models: MetaData) -> tuple[MigrationScript,
     return script, complaints
 
 
-class Migrator:
-    """Moves one database between revisions.
+def upgrade(connection: Connection, revision: str) -> list[Revision]:
+    """Apply what is missing up to a revision, and return that."""
+    # Asked first: IF NOT EXISTS would want CREATE on the database of a
+    # later migrator, who is no more than a member of the owner role.
+    if connection.scalar(text("SELECT to_regnamespace(:schema)"), {"schema": SCHEMA}) is None:
+        connection.execute(text(f"CREATE SCHEMA {SCHEMA}"))
+    # A data migration by the forced owner would update no row and say
+    # nothing; this makes it an error.
+    connection.execute(text("SET row_security = off"))
+    connection.commit()
+    before = _applied(connection)
+    connection.rollback()  # as in configure_online
+    _run(connection, lambda config: command.upgrade(config, revision))
+    after = _applied(connection)
+    return [step for step in revisions(after) if step.applied and step.id not in before]
 
-    Args:
-        engine: connects as a member of ibex_owner (the very first time: as a role
-            that may create roles and the vector extension).
-    """
 
-    def __init__(self, engine: AsyncEngine) -> None:
-        self._engine = engine
+def downgrade(connection: Connection, revision: str) -> None:
+    """Take back what is past a revision."""
+    _run(connection, lambda config: command.downgrade(config, revision))
 
-    async def upgrade(self, revision: str = "heads") -> list[Revision]:
-        """Bring the schema to a revision, by default to the newest of every installed wheel.
 
-        Idempotent; safe to call from many processes at once: an advisory lock
-        lets one migrate while the others wait and then find nothing to do.
+def differences(connection: Connection) -> list[str]:
+    """Say in words how the live schema differs from the models."""
+    from ibex_db_core.doctor.audit import ISOLATION, examine  # the room above, which stands on this one
 
-        Returns:
-            the revisions that this call applied, in order.
+    script, complaints = compared(connection, metadata())
+    operations = script.upgrade_ops
+    drift = [told(one) for one in operations.as_diffs()] if operations is not None else []
+    isolation = examine(connection, checks=ISOLATION).findings
+    return [*drift, *complaints, *(f"{found.object}: {found.risk} ({found.code})" for found in isolation)]
 
-        Raises:
-            MigrationError: a revision failed; those before it stay applied, its own changes are rolled back.
-        """
 
-        def run(connection: Connection) -> list[Revision]:
-            # Asked first: IF NOT EXISTS would want CREATE on the database of a
-            # later migrator, who is no more than a member of the owner role.
-            if connection.scalar(text("SELECT to_regnamespace(:schema)"), {"schema": SCHEMA}) is None:
-                connection.execute(text(f"CREATE SCHEMA {SCHEMA}"))
-            # A data migration by the forced owner would update no row and say
-            # nothing; this makes it an error.
-            connection.execute(text("SET row_security = off"))
-            connection.commit()
-            before = _applied(connection)
-            connection.rollback()  # as in configure_online
-            self._command(connection, lambda config: command.upgrade(config, revision))
-            after = _applied(connection)
-            return [step for step in _revisions(after) if step.applied and step.id not in before]
+def sql(revision: str) -> str:
+    """Return the SQL of a full upgrade."""
+    output = io.StringIO()
+    if not ALONE.acquire(blocking=False):
+        raise MigrationError("a migration is running in this process: print its SQL before or after")
+    try:
+        with redirect_stdout(output):  # Alembic prints to both, by the option
+            command.upgrade(_config(output), revision, sql=True)
+    except CommandError as exc:
+        raise _unknown(exc) from exc
+    finally:
+        ALONE.release()
+    return output.getvalue()
 
-        return await self._locked(run)
 
-    async def downgrade(self, revision: str) -> None:
-        """Take the schema back to a revision, for example ``memory@base``, ``memory@-1`` or ``base``.
-
-        Raises:
-            MigrationError: a step failed and was rolled back.
-        """
-        await self._locked(
-            lambda connection: self._command(connection, lambda config: command.downgrade(config, revision))
-        )
-
-    async def current(self) -> list[Revision]:
-        """Return every revision of the installed wheels, oldest first, each with whether it is applied."""
-        async with self._engine.connect() as connection:
-            return await connection.run_sync(steps)
-
-    async def check(self) -> list[str]:
-        """Return how the live schema differs from the models; an empty list means it does not.
-
-        Alembic compares tables, columns and indexes; the doctor's checks of policies, grants,
-        constraints, triggers, functions and views are told too, each with its code.
-        """
-        from ibex_db_core.doctor.audit import ISOLATION, examine  # the room above, which stands on this one
-
-        def run(connection: Connection) -> list[str]:
-            script, complaints = compared(connection, metadata())
-            operations = script.upgrade_ops
-            drift = [told(one) for one in operations.as_diffs()] if operations is not None else []
-            isolation = examine(connection, checks=ISOLATION).findings
-            return [*drift, *complaints, *(f"{found.object}: {found.risk} ({found.code})" for found in isolation)]
-
-        async with self._engine.connect() as connection:
-            return await connection.run_sync(run)
-
-    async def sign(self, key: str) -> "signing.Signing":
-        """Demand from every tenant transaction a signature made with this key, from now on; see decision 30.
-
-        In one transaction, without a pause for services that have the key
-        already.  Again with the same key: signs what is not signed yet.
-
-        Args:
-            key: 64 hexadecimal digits.
-
-        Raises:
-            ConfigurationError: no such key, or signing is on with another one.
-            LockTimeoutError: the tables were never free together; nothing was changed.
-            MigrationError: revision core_0002 is not applied.
-        """
-        checked = SigningKey(key)
-        return await self._locked(lambda connection: signing.enable(connection, checked, metadata()))
-
-    async def unsign(self) -> "signing.Signing":
-        """Demand no signatures any more, and forget the keys.
-
-        Raises:
-            LockTimeoutError: the tables were never free together; nothing was changed.
-            MigrationError: revision core_0002 is not applied.
-        """
-        return await self._locked(lambda connection: signing.disable(connection, metadata()))
-
-    async def rotate(self, key: str, *, overlap: float = 86_400.0) -> "signing.Signing":
-        """Take a new key; the one before it stays valid for a while, so that services can follow one by one.
-
-        Args:
-            key: 64 hexadecimal digits.
-            overlap: seconds, 0 or more; 0 shuts the old key out at once.
-
-        Raises:
-            InvalidInputError: overlap is negative, or no finite number.
-            ConfigurationError: no such key, signing is off, or this is the key in use.
-            MigrationError: revision core_0002 is not applied.
-        """
-        checked = SigningKey(key)
-        if not 0 <= overlap < math.inf:
-            raise InvalidInputError("overlap", overlap, "must be a number of seconds, 0 or more")
-        return await self._locked(lambda connection: signing.rotate(connection, checked, overlap))
-
-    async def signing(self) -> "signing.Signing":
-        """Return whether tenants must be signed, and which keys are valid; their ids only.
-
-        Raises:
-            MigrationError: revision core_0002 is not applied.
-        """
-        async with self._engine.connect() as connection:
-            return await connection.run_sync(signing.status)
-
-    @staticmethod
-    def sql(revision: str = "heads") -> str:
-        """Return the SQL of a full upgrade, without a database.
-
-        Raises:
-            MigrationError: there is no such revision, or a migration is running in this process.
-        """
-        output = io.StringIO()
-        if not _ALEMBIC.acquire(blocking=False):
-            raise MigrationError("a migration is running in this process: print its SQL before or after")
-        try:
-            with redirect_stdout(output):  # Alembic prints to both, by the option
-                command.upgrade(_config(output), revision, sql=True)
-        except CommandError as exc:
-            raise _unknown(exc) from exc
-        finally:
-            _ALEMBIC.release()
-        return output.getvalue()
-
-    async def _locked(self, run: Callable[[Connection], T]) -> T:
-        async with self._engine.connect() as connection:
-            await connection.execute(text(f"SELECT pg_advisory_lock({_LOCK})"))
-            await connection.commit()
-            try:
-                async with _alembic_to_itself():
-                    return await connection.run_sync(run)
-            finally:
-                await connection.rollback()
-                await connection.execute(text("RESET row_security"))
-                await connection.execute(text(f"SELECT pg_advisory_unlock({_LOCK})"))
-                await connection.commit()
-
-    @staticmethod
-    def _command(connection: Connection, run: Callable[[Config], object]) -> None:
-        config = _config()
-        config.attributes["connection"] = connection
-        try:
-            run(config)
-        except CommandError as exc:
-            raise _unknown(exc) from exc
-        except Exception as exc:
-            raise MigrationError(f"migration failed and was rolled back: {exc}") from exc
+def _run(connection: Connection, what: Callable[[Config], object]) -> None:
+    config = _config()
+    config.attributes["connection"] = connection
+    try:
+        what(config)
+    except CommandError as exc:
+        raise _unknown(exc) from exc
+    except Exception as exc:
+        raise MigrationError(f"migration failed and was rolled back: {exc}") from exc
 
 
 def _unknown(exc: CommandError) -> MigrationError:
@@ -339,17 +179,6 @@ def _unknown(exc: CommandError) -> MigrationError:
         f"{exc}. Nothing was changed. `ibex-db current` lists the revisions of the installed wheels; "
         "one that they lack is in another version of them"
     )
-
-
-@asynccontextmanager
-async def _alembic_to_itself() -> AsyncGenerator[None]:
-    """Wait until no other migration runs in this process, on whichever loop or thread, and keep others waiting."""
-    while not _ALEMBIC.acquire(blocking=False):  # noqa: ASYNC110 - an asyncio.Event belongs to one loop
-        await asyncio.sleep(0.01)
-    try:
-        yield
-    finally:
-        _ALEMBIC.release()
 
 
 def _applied(connection: Connection) -> set[str]:
@@ -366,7 +195,7 @@ def _applied(connection: Connection) -> set[str]:
 
 def steps(connection: Connection) -> list[Revision]:
     """Return every revision of the installed wheels, each with whether it is applied."""
-    return _revisions(_applied(connection))
+    return revisions(_applied(connection))
 
 
 def strangers(connection: Connection) -> list[str]:
@@ -380,7 +209,8 @@ def _known(script: ScriptDirectory, revision: str) -> bool:
     return any(step.revision == revision for step in script.walk_revisions())
 
 
-def _revisions(applied: Iterable[str]) -> list[Revision]:
+def revisions(applied: Iterable[str]) -> list[Revision]:
+    """Return every revision of the installed wheels, lower wheels and older ones first."""
     script = ScriptDirectory.from_config(_config())
     order = list(wheels())
     steps = [

@@ -48,7 +48,9 @@ async def rows(connection: asyncpg.Connection, query: str) -> AsyncGenerator[Any
         yield row
 
 
-async def check_table(connection: asyncpg.Connection, table: str, column: str) -> bool:
+async def check_table(
+    connection: asyncpg.Connection, table: str, column: str, wanted: int = EMBEDDING_DIMENSIONS
+) -> bool:
     """Tell whether a table is there, and that its vectors fit.
 
     Raises:
@@ -58,11 +60,11 @@ async def check_table(connection: asyncpg.Connection, table: str, column: str) -
     if found is None:
         return False
     dimensions = cast("int", found["dimensions"])
-    if dimensions not in {-1, EMBEDDING_DIMENSIONS}:
+    if dimensions not in {-1, wanted}:
         raise InvalidInputError(
             "embedding",
             f"{dimensions} dimensions in {table}",
-            f"must have {EMBEDDING_DIMENSIONS} dimensions: another model made them; leave them behind with "
+            f"must have {wanted} dimensions: another model made them; leave them behind with "
             "embeddings=False, and embed the texts anew",
         )
     return True

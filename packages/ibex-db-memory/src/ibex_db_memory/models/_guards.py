@@ -5,17 +5,29 @@ these changes it here too.
 """
 
 from ibex_db_core.guards import Function, Grant, Guards, Policy, Trigger
-from ibex_db_core.policies import APP_ROLE, SEARCH_ROLE, TENANT_EXPRESSION
+from ibex_db_core.policies import APP_ROLE, PLATFORM_ROLE, SEARCH_ROLE, TENANT_EXPRESSION
 
 # The trigger functions run as whoever writes, under that role's policies.
 _FIRST_VERSION = Function(
     "memories_first_version",
     """
 BEGIN
+    -- What the writer believed of the organization's vectors no longer holds: cut_over() was there first.
+    IF EXISTS (SELECT FROM ibex_core.embedding_spaces s WHERE s.status = 'active' AND NOT s.in_memories)
+        AND EXISTS (SELECT FROM added a JOIN ibex_core.embedding_spaces s ON s.org_id = a.org_id
+            WHERE s.status = 'active' AND NOT s.in_memories AND a.embedding IS NOT NULL) THEN
+        RAISE EXCEPTION 'vectors have % dimensions, of %: the organization moved to that model',
+            (SELECT s.dimensions FROM ibex_core.embedding_spaces s JOIN added a ON s.org_id = a.org_id
+                WHERE s.status = 'active' LIMIT 1),
+            (SELECT s.embedding_model FROM ibex_core.embedding_spaces s JOIN added a ON s.org_id = a.org_id
+                WHERE s.status = 'active' LIMIT 1)
+            USING ERRCODE = '23514', CONSTRAINT = 'memories_embedding_space',
+                TABLE = TG_TABLE_NAME, SCHEMA = TG_TABLE_SCHEMA;
+    END IF;
     INSERT INTO ibex_core.memory_versions (org_id, memory_id, version_num, operation,
-        content, category, status, confidence, metadata, change_reason, changed_by)
+        content, category, status, confidence, metadata, valid_from, valid_until, change_reason, changed_by)
     SELECT org_id, id, 1, COALESCE(NULLIF(current_setting('app.change_operation', true), ''), 'created'),
-        content, category, status, confidence, metadata,
+        content, category, status, confidence, metadata, valid_from, valid_until,
         NULLIF(current_setting('app.change_reason', true), ''),
         NULLIF(current_setting('app.changed_by', true), '')::uuid
     FROM added
@@ -28,7 +40,8 @@ _NEXT_VERSION = Function(
     """
 BEGIN
     INSERT INTO ibex_core.memory_versions (org_id, memory_id, version_num, operation,
-        content, category, status, confidence, metadata, change_reason, changed_by)
+        content, category, status, confidence, metadata, valid_from, valid_until,
+        replaced_embedding, replaced_embedding_model, change_reason, changed_by)
     VALUES (NEW.org_id, NEW.id,
         -- One probe of memory_versions_number_key. The row lock on the memory keeps two writers from one number.
         (SELECT COALESCE(max(v.version_num), 0) + 1 FROM ibex_core.memory_versions v
@@ -38,6 +51,9 @@ BEGIN
             WHEN NEW.status IN ('superseded', 'merged') THEN NEW.status
             ELSE 'status_changed' END),
         NEW.content, NEW.category, NEW.status, NEW.confidence, NEW.metadata,
+        NEW.valid_from, NEW.valid_until,
+        CASE WHEN NEW.content <> OLD.content THEN OLD.embedding END,
+        CASE WHEN NEW.content <> OLD.content AND OLD.embedding IS NOT NULL THEN OLD.embedding_model END,
         NULLIF(current_setting('app.change_reason', true), ''),
         NULLIF(current_setting('app.changed_by', true), '')::uuid);
     RETURN NULL;
@@ -52,7 +68,32 @@ BEGIN
             TABLE = TG_TABLE_NAME, SCHEMA = TG_TABLE_SCHEMA;
 END """,
 )
+# Whatever a DELETE names, and in whatever order, the newest stays; without a session it is the cascade: memory_0005.
+_KEEP_NEWEST = Function(
+    "checkpoints_keep_newest",
+    """
+BEGIN
+    PERFORM FROM ibex_core.sessions s WHERE s.org_id = OLD.org_id AND s.id = OLD.session_id FOR NO KEY UPDATE;
+    IF FOUND AND NOT EXISTS (
+        SELECT FROM ibex_core.checkpoints c
+        WHERE c.org_id = OLD.org_id AND c.session_id = OLD.session_id AND c.sequence_number > OLD.sequence_number
+    ) THEN
+        RAISE EXCEPTION 'checkpoint % is the newest of its session: it goes with the session only', OLD.sequence_number
+            USING ERRCODE = '42501', TABLE = TG_TABLE_NAME, SCHEMA = TG_TABLE_SCHEMA;
+    END IF;
+    RETURN OLD;
+END """,
+)
 
+_REFUSE_MEMORY_STEP = Function(
+    "memories_refuse_step",
+    """
+BEGIN
+    RAISE EXCEPTION 'a memory that is % cannot become %', OLD.status, NEW.status
+        USING ERRCODE = '23514', CONSTRAINT = 'memories_legal_step',
+            TABLE = TG_TABLE_NAME, SCHEMA = TG_TABLE_SCHEMA;
+END """,
+)
 _FIND_WORDS = Function(
     "memories_find_words",
     """
@@ -122,6 +163,17 @@ MEMORIES = Guards(
             "BEFORE INSERT OR UPDATE OF content, search_vector ON ibex_core.memories "
             "FOR EACH ROW EXECUTE FUNCTION ibex_core.memories_find_words()",
         ),
+        # MEMORY_STEPS in SQL; what is no status at all is for the CHECK rule to refuse.
+        Trigger(
+            "memories_before_step",
+            """BEFORE UPDATE ON ibex_core.memories
+    FOR EACH ROW WHEN (NEW.status <> OLD.status AND NOT CASE OLD.status
+        WHEN 'pending_review' THEN NEW.status IN ('active', 'archived')
+        WHEN 'active' THEN NEW.status IN ('archived', 'superseded', 'merged')
+        ELSE NEW.status = 'active' END
+        AND NEW.status IN ('active', 'superseded', 'merged', 'archived', 'pending_review'))
+    EXECUTE FUNCTION ibex_core.memories_refuse_step()""",
+        ),
         # Not of counters: bookkeeping must stay cheap, and is no history.
         Trigger(
             "memories_after_update",
@@ -131,11 +183,13 @@ MEMORIES = Guards(
         OR NEW.category IS DISTINCT FROM OLD.category
         OR NEW.status IS DISTINCT FROM OLD.status
         OR NEW.confidence IS DISTINCT FROM OLD.confidence
-        OR NEW.metadata IS DISTINCT FROM OLD.metadata)
+        OR NEW.metadata IS DISTINCT FROM OLD.metadata
+        OR NEW.valid_from IS DISTINCT FROM OLD.valid_from
+        OR NEW.valid_until IS DISTINCT FROM OLD.valid_until)
     EXECUTE FUNCTION ibex_core.memories_next_version()""",
         ),
     ),
-    functions=(_FIRST_VERSION, _NEXT_VERSION, _FIND_WORDS, _BM25),
+    functions=(_FIRST_VERSION, _NEXT_VERSION, _REFUSE_MEMORY_STEP, _FIND_WORDS, _BM25),
     # Its only power is to own memories_bm25, which filters on the tenant itself.
     policies=(Policy("memories_search", SEARCH_ROLE, "true", command="SELECT"),),
     grants=(Grant(SEARCH_ROLE, "SELECT", ("org_id", "id", "agent_id", "search_vector")),),
@@ -164,4 +218,50 @@ SESSIONS = Guards(
         ),
     ),
     functions=(_REFUSE_STEP,),
+)
+
+CHECKPOINTS = Guards(
+    triggers=(
+        Trigger(
+            "checkpoints_before_delete",
+            "BEFORE DELETE ON ibex_core.checkpoints FOR EACH ROW EXECUTE FUNCTION ibex_core.checkpoints_keep_newest()",
+        ),
+    ),
+    functions=(_KEEP_NEWEST,),
+    # Append-only but for pruning; decision 0033.
+    grants=(Grant(APP_ROLE, "DELETE"), Grant(PLATFORM_ROLE, "DELETE")),
+)
+
+# Vectors of a space that is being filled come by UPDATE of a claim; what is inserted is a writer's.
+_REFUSE_LATE = Function(
+    "memory_vectors_refuse_late",
+    """
+BEGIN
+    IF EXISTS (SELECT FROM added a WHERE a.embedding IS NOT NULL AND NOT EXISTS (
+            SELECT FROM ibex_core.embedding_spaces s
+            WHERE s.org_id = a.org_id AND s.id = a.space_id AND s.status = 'active')) THEN
+        RAISE EXCEPTION 'vectors have % dimensions, of %: the organization moved to that model',
+            (SELECT s.dimensions FROM ibex_core.embedding_spaces s JOIN added a ON s.org_id = a.org_id
+                WHERE s.status = 'active' LIMIT 1),
+            (SELECT s.embedding_model FROM ibex_core.embedding_spaces s JOIN added a ON s.org_id = a.org_id
+                WHERE s.status = 'active' LIMIT 1)
+            USING ERRCODE = '23514', CONSTRAINT = 'memory_vectors_embedding_space',
+                TABLE = TG_TABLE_NAME, SCHEMA = TG_TABLE_SCHEMA;
+    END IF;
+    RETURN NULL;
+END """,
+)
+
+VECTORS = Guards(
+    triggers=(
+        Trigger(
+            "memory_vectors_after_insert",
+            """AFTER INSERT ON ibex_core.memory_vectors
+    REFERENCING NEW TABLE AS added
+    FOR EACH STATEMENT EXECUTE FUNCTION ibex_core.memory_vectors_refuse_late()""",
+        ),
+    ),
+    functions=(_REFUSE_LATE,),
+    # In line, as memories.embedding is; a vector of more than 2,000 numbers goes out of line all the same.
+    storage={"embedding": "MAIN"},
 )

@@ -8,6 +8,7 @@ from sqlalchemy.orm import Mapped, mapped_column, relationship, validates
 
 from ibex_db_core.base import Base, Created, OrgScoped, json_is_object, parent_key
 from ibex_db_core.types import JsonObject
+from ibex_db_memory.models._guards import CHECKPOINTS
 from ibex_db_memory.state import fingerprint, state_hash
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Checkpoint(OrgScoped, Created, Base):
-    """A session's state; append-only, and numbered from 1 within its session.
+    """A session's state; never changed, numbered from 1 within its session, pruned up to the newest.
 
     Attributes:
         state: a JSON object; setting it sets the next two.
@@ -25,6 +26,7 @@ class Checkpoint(OrgScoped, Created, Base):
 
     __tablename__ = "checkpoints"
     __append_only__ = True
+    __guards__ = CHECKPOINTS
 
     session_id: Mapped[UUID]
     sequence_number: Mapped[int] = mapped_column(info={"range": (1, 2**31 - 1)})

@@ -31,6 +31,21 @@ class MemoryStatus(StrEnum):
     ARCHIVED = "archived"
     PENDING_REVIEW = "pending_review"
 
+    def may_become(self, status: "MemoryStatus") -> bool:
+        """Tell whether the step is legal; the database refuses any other."""
+        return status in MEMORY_STEPS[self]
+
+
+# The same table stands in memory_0005, where a trigger enforces it; a test tries all pairs against the database.
+MEMORY_STEPS: dict[MemoryStatus, frozenset[MemoryStatus]] = {
+    MemoryStatus.PENDING_REVIEW: frozenset({MemoryStatus.ACTIVE, MemoryStatus.ARCHIVED}),
+    MemoryStatus.ACTIVE: frozenset({MemoryStatus.ARCHIVED, MemoryStatus.SUPERSEDED, MemoryStatus.MERGED}),
+    MemoryStatus.ARCHIVED: frozenset({MemoryStatus.ACTIVE}),
+    MemoryStatus.SUPERSEDED: frozenset({MemoryStatus.ACTIVE}),
+    MemoryStatus.MERGED: frozenset({MemoryStatus.ACTIVE}),
+}
+"""Which statuses may follow a status of a memory."""
+
 
 class VersionOperation(StrEnum):
     """What made a version of a memory.
@@ -95,3 +110,11 @@ SESSION_STEPS: dict[SessionStatus, frozenset[SessionStatus]] = {
     SessionStatus.ABANDONED: frozenset({SessionStatus.RESUMING}),
 }
 """Which statuses may follow a status; COMPLETED is the only one that nothing follows."""
+
+
+class SpaceStatus(StrEnum):
+    """What stands of an organization's vectors of one model."""
+
+    FILLING = "filling"
+    ACTIVE = "active"
+    RETIRED = "retired"

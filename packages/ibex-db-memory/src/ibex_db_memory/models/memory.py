@@ -8,12 +8,15 @@ from uuid import UUID
 from sqlalchemy import (
     CheckConstraint,
     Column,
+    ColumnElement,
     Index,
     Numeric,
     String,
+    and_,
     event,
     func,
     inspect,
+    or_,
     text,
     type_coerce,
 )
@@ -21,6 +24,7 @@ from sqlalchemy.dialects.postgresql import TSVECTOR
 from sqlalchemy.engine.default import DefaultExecutionContext
 from sqlalchemy.orm import Mapped, column_property, declared_attr, mapped_column, relationship, validates
 
+from ibex_db_core import validation
 from ibex_db_core.base import Base, OrgScoped, SoftDeleted, Timestamped, json_is_object, parent_key
 from ibex_db_core.errors import InvalidInputError
 from ibex_db_core.types import JsonObject, Vector, enum_type
@@ -56,13 +60,14 @@ class Memory(OrgScoped, SoftDeleted, Timestamped, Base):
 
     The table is partitioned by HASH (org_id).  The database itself writes a
     MemoryVersion on every insert and on every change of content, category,
-    status, confidence or metadata.
+    status, confidence, metadata or validity.
 
     Attributes:
         content: 1 to 8192 characters; setting it sets content_hash.
         content_hash: SHA-256 of the normalised content (see ibex_db_memory.content); never set by hand.
         embedding: one vector, shape (384,), float32, need not be normalised; read only when
-            asked for, with ``undefer(Memory.embedding)``.
+            asked for, with ``undefer(Memory.embedding)``.  Of an organization that moved to another model:
+            what is left of the model before; MemoryRepository.embeddings() reads what searches read.
         embedding_model: which model made the vector; vectors of two models do not compare.
         confidence: how sure the source is, in [0, 1], three decimals.
         usefulness_score: what feedback says of it, in [0, 1], three decimals.
@@ -140,6 +145,15 @@ class Memory(OrgScoped, SoftDeleted, Timestamped, Base):
         lazy="raise",
         viewonly=True,  # the database writes them
     )
+
+    @classmethod
+    def holds_at(cls, moment: datetime) -> ColumnElement[bool]:
+        """Return the condition that a statement holds in the world at a moment: valid_from <= moment < valid_until.
+
+        For ``memories.list(Memory.holds_at(moment))`` and its like; searches take ``valid_at=``.
+        """
+        moment = validation.moment("moment", moment)
+        return and_(cls.valid_from <= moment, or_(cls.valid_until.is_(None), cls.valid_until > moment))
 
     @validates("content")
     def _follow_content(self, _key: str, content: str) -> str:

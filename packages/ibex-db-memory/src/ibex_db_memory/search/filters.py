@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import TypeVar, cast
 from uuid import UUID
 
-from sqlalchemy import ARRAY, ColumnElement, Text, Uuid, bindparam, func, literal_column, or_, select
+from sqlalchemy import ARRAY, ColumnElement, Text, Uuid, and_, bindparam, func, literal_column, or_, select
 from sqlalchemy.dialects.postgresql import JSONB
 
 from ibex_db_core import validation
@@ -43,6 +43,7 @@ class Filters:
     min_confidence: float | None = None
     created_after: datetime | None = None
     created_before: datetime | None = None
+    valid_at: datetime | None = None
     embedding_model: str | None = None
     include_expired: bool = False
     include_deleted: bool = False
@@ -63,6 +64,7 @@ class Filters:
         min_confidence: float | None = None,
         created_after: datetime | None = None,
         created_before: datetime | None = None,
+        valid_at: datetime | None = None,
         embedding_model: str | None = None,
         include_expired: bool = False,
         include_deleted: bool = False,
@@ -76,6 +78,8 @@ class Filters:
             validation.moment("created_after", created_after)
         if created_before is not None:
             validation.moment("created_before", created_before)
+        if valid_at is not None:
+            validation.moment("valid_at", valid_at)
         return cls(
             agents=_agents(agent_id),
             session_id=None if session_id is None else validation.uuid("session_id", session_id),
@@ -90,6 +94,7 @@ class Filters:
             else validation.number("min_confidence", min_confidence, 0, 1),
             created_after=created_after,
             created_before=created_before,
+            valid_at=valid_at,
             embedding_model=None
             if embedding_model is None
             else validation.text("embedding_model", embedding_model, shortest=1, longest=255),
@@ -106,7 +111,7 @@ class Filters:
     def parameters(self) -> Mapping[str, object]:
         """The values of the filters that are present, by bind name."""
         found: dict[str, object] = {}
-        for name in (self.shape & _CONDITIONS.keys()) - {"unnamed_model"}:
+        for name in (self.shape & CONDITIONS.keys()) - {"unnamed_model"}:
             value = getattr(self, name)
             found[f"f_{name}"] = list(cast("tuple[object, ...]", value)) if isinstance(value, tuple) else value
         if self.tags_all is not None:
@@ -119,8 +124,8 @@ _NAMES = tuple(entry.name for entry in fields(Filters))
 
 def conditions(shape: frozenset[str]) -> Sequence[ColumnElement[bool]]:
     """Return the WHERE conditions for a shape; the values come as parameters."""
-    present = [_CONDITIONS[name] for name in _CONDITIONS if name in shape]
-    return present + [condition for name, condition in _UNLESS.items() if name not in shape]
+    present = [CONDITIONS[name] for name in CONDITIONS if name in shape]
+    return present + [condition for name, condition in UNLESS.items() if name not in shape]
 
 
 def _list(name: str, kind: Text | Uuid[UUID]) -> ColumnElement[object]:
@@ -147,7 +152,7 @@ _TAGS_FOUND = (
     )
     .scalar_subquery()
 )
-_CONDITIONS: Mapping[str, ColumnElement[bool]] = {
+CONDITIONS: Mapping[str, ColumnElement[bool]] = {
     "agents": Memory.agent_id == _list("agents", Uuid()),
     "session_id": Memory.session_id == bindparam("f_session_id", type_=Uuid()),
     "categories": Memory.category == _list("categories", Text()),
@@ -159,11 +164,15 @@ _CONDITIONS: Mapping[str, ColumnElement[bool]] = {
     "min_confidence": Memory.confidence >= bindparam("f_min_confidence"),
     "created_after": Memory.created_at >= bindparam("f_created_after"),
     "created_before": Memory.created_at < bindparam("f_created_before"),
+    "valid_at": and_(
+        Memory.valid_from <= bindparam("f_valid_at"),
+        or_(Memory.valid_until.is_(None), Memory.valid_until > bindparam("f_valid_at")),
+    ),
     "embedding_model": Memory.embedding_model == bindparam("f_embedding_model"),
     "unnamed_model": Memory.embedding_model.is_(None),
 }
 # What holds unless the filter of that name is present.
-_UNLESS: Mapping[str, ColumnElement[bool]] = {
+UNLESS: Mapping[str, ColumnElement[bool]] = {
     "statuses": Memory.status == literal_column("'active'", Text()),
     "include_expired": or_(Memory.expires_at.is_(None), Memory.expires_at > func.now()),
     "include_deleted": Memory.deleted_at.is_(None),

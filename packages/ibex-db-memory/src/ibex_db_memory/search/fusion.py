@@ -15,13 +15,13 @@ Retrieval, 2023; the weights and the number of candidates: decision 0020.
 from functools import cache
 from typing import Any, Final, cast
 
-from sqlalchemy import ColumnElement, Float, Select, bindparam, case, func, literal_column, select
+from sqlalchemy import CTE, ColumnElement, Float, Select, bindparam, case, func, literal_column, select
 from sqlalchemy.orm import InstrumentedAttribute
 
 from ibex_db_memory.models import Memory
-from ibex_db_memory.search import lexical
+from ibex_db_memory.search import lexical, spaces
 from ibex_db_memory.search.filters import conditions
-from ibex_db_memory.search.lexical import LIMIT, ORG, QUERY
+from ibex_db_memory.search.lexical import LIMIT, ORG
 
 VECTOR_WEIGHT: Final = 0.5
 
@@ -38,30 +38,33 @@ def candidates_for(limit: int) -> int:
 
 
 @cache
-def statement(shape: frozenset[str], *, exact: bool, floor: bool) -> Select[*tuple[Any, ...]]:
+def statement(
+    shape: frozenset[str], *, exact: bool, floor: bool, beside: int | None = None
+) -> Select[*tuple[Any, ...]]:
     """Return the best memories and how each leg judged them, best first.
 
     Columns: Memory, score, similarity, lexical, the four of
     :class:`~ibex_db_memory.search.query.HitParts`, and how many candidates the
     vector leg brought.  Parameters: org_id, query, limit, candidates,
     vector_weight, min_similarity where ``floor``, those of the filters and of
-    lexical.scores().
+    lexical.scores(), and of the space, as in query.statement().
     """
-    distance = cast("Any", Memory.embedding).cosine_distance(QUERY)
+    distance = spaces.distance(beside)
     similar = (1.0 - distance).label("similarity")
-    floored = [(1.0 - distance) >= _LEAST] if floor else []
+    of_one = 1.0 - spaces.distance_of_one(beside)
+    floored = [of_one >= _LEAST] if floor else []
     candidates = bindparam("candidates", type_=LIMIT.type)
     # "+ 0" is no index's expression: the planner has to scan and sort.
     rank = (distance + literal_column("0")) if exact else distance
     nearest = (
         select(Memory.id.label("id"), similar)
-        .where(Memory.org_id == ORG, Memory.embedding.is_not(None), *conditions(shape))
+        .where(Memory.org_id == ORG, *spaces.present(beside), *conditions(shape))
         .order_by(rank)
         .limit(candidates)
         .cte("nearest")
     )
     words = lexical.scores()
-    worded = lexical.best(words, shape, candidates, also=[similar], where=floored)
+    worded = lexical.best(words, shape, candidates, also=[of_one.label("similarity")], where=floored)
     ident = func.coalesce(nearest.c.id, worded.c.memory_id)
     judged = (
         select(
@@ -76,25 +79,7 @@ def statement(shape: frozenset[str], *, exact: bool, floor: bool) -> Select[*tup
         .cte("judged")
         .prefix_with("MATERIALIZED")
     )
-    similarity, said = judged.c.similarity, judged.c.lexical
-    low, high = func.min(similarity).over(), func.max(similarity).over()
-    vector_part = func.coalesce(
-        # All alike: the vector tells none from another, and takes nothing away from any.
-        case((high > low, (similarity - low) / (high - low)), (similarity.is_not(None), 1.0)),
-        0.0,
-    )
-    lexical_part = func.coalesce(said / func.nullif(func.max(said).over(), 0.0, type_=Float()), 0.0)
-    weight: Any = bindparam("vector_weight", type_=Float())
-    parts = select(
-        judged.c.id,
-        similarity,
-        said,
-        vector_part.label("vector_part"),
-        lexical_part.label("lexical_part"),
-        (weight * vector_part + (1.0 - weight) * lexical_part).label("score"),
-        _rank(similarity, judged.c.id).label("vector_rank"),
-        _rank(func.nullif(said, 0.0, type_=Float()), judged.c.id).label("lexical_rank"),
-    ).cte("parts")
+    parts = scored(judged)
     top = select(parts).order_by(parts.c.score.desc(), parts.c.id).limit(LIMIT).subquery("top")
     return (
         select(
@@ -109,9 +94,38 @@ def statement(shape: frozenset[str], *, exact: bool, floor: bool) -> Select[*tup
             select(func.count()).select_from(nearest).scalar_subquery().label("nearest_found"),
         )
         .join(top, Memory.id == top.c.id)
-        .where(Memory.org_id == ORG)
+        .where(Memory.org_id == ORG, spaces.holds(beside))
         .order_by(top.c.score.desc(), Memory.id)
     )
+
+
+def scored(judged: CTE, *also: "ColumnElement[Any]") -> CTE:
+    """Return each candidate with its score, its parts, and ``also``.
+
+    Args:
+        judged: id, similarity and lexical of each candidate; NULL and 0 where a leg says nothing.
+        also: further columns of judged.
+    """
+    similarity, said = judged.c.similarity, judged.c.lexical
+    low, high = func.min(similarity).over(), func.max(similarity).over()
+    vector_part = func.coalesce(
+        # All alike: the vector tells none from another, and takes nothing away from any.
+        case((high > low, (similarity - low) / (high - low)), (similarity.is_not(None), 1.0)),
+        0.0,
+    )
+    lexical_part = func.coalesce(said / func.nullif(func.max(said).over(), 0.0, type_=Float()), 0.0)
+    weight: Any = bindparam("vector_weight", type_=Float())
+    return select(
+        judged.c.id,
+        *also,
+        similarity,
+        said,
+        vector_part.label("vector_part"),
+        lexical_part.label("lexical_part"),
+        (weight * vector_part + (1.0 - weight) * lexical_part).label("score"),
+        _rank(similarity, judged.c.id).label("vector_rank"),
+        _rank(func.nullif(said, 0.0, type_=Float()), judged.c.id).label("lexical_rank"),
+    ).cte("parts")
 
 
 def _rank(score: "ColumnElement[Any]", ident: "ColumnElement[Any] | InstrumentedAttribute[Any]") -> ColumnElement[Any]:

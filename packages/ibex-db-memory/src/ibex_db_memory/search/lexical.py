@@ -39,8 +39,7 @@ from sqlalchemy import (
 )
 
 from ibex_db_core import validation
-from ibex_db_core.types import Vector
-from ibex_db_memory.models import EMBEDDING_DIMENSIONS, Memory
+from ibex_db_memory.models import Memory
 from ibex_db_memory.search.filters import conditions
 from ibex_db_memory.search.plan import ScopeCache
 
@@ -57,7 +56,6 @@ MAX_TEXT_LENGTH: Final = 4096
 _SAMPLE = 1000
 
 ORG = bindparam("org_id", type_=Uuid())
-QUERY = bindparam("query", type_=Vector(EMBEDDING_DIMENSIONS))
 LIMIT = bindparam("limit", type_=Integer())
 
 

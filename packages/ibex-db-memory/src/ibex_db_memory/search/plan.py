@@ -10,7 +10,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 from uuid import UUID
 from weakref import WeakKeyDictionary
 
@@ -83,8 +83,20 @@ def sizes_for(bind: object) -> ScopeSizes:
     return _by_engine.setdefault(bind, ScopeSizes())
 
 
-def decide(size: int) -> Plan:
-    """Choose by a scope's size."""
+class _Indexed(Protocol):
+    """What is asked of a space of vectors (ibex_db_memory.search.spaces)."""
+
+    @property
+    def indexed(self) -> bool: ...
+    @property
+    def dimensions(self) -> int: ...
+
+
+def decide(size: int, space: _Indexed | None = None) -> Plan:
+    """Choose by a scope's size, and by whether the vectors have an index at all."""
     if size <= EXACT_UP_TO:
         return Plan(exact=True, reason=f"{size} rows in scope, at most {EXACT_UP_TO}", scope_rows=size)
+    if space is not None and not space.indexed:
+        reason = f"more than {EXACT_UP_TO} rows in scope, but vectors of {space.dimensions} dimensions have no index"
+        return Plan(exact=True, reason=reason, scope_rows=size)
     return Plan(exact=False, reason=f"more than {EXACT_UP_TO} rows in scope", scope_rows=size)

@@ -8,10 +8,11 @@ from typing import Any, cast, overload
 from sqlalchemy import Integer, Select, Uuid, bindparam, func, literal_column, select
 from sqlalchemy.orm import aliased, defer
 
-from ibex_db_core.types import Vector
-from ibex_db_memory.models import EMBEDDING_DIMENSIONS, Memory
+from ibex_db_memory.models import Memory
+from ibex_db_memory.search import spaces
 from ibex_db_memory.search.filters import conditions
 from ibex_db_memory.search.plan import EXACT_UP_TO, Plan
+from ibex_db_memory.search.ranking import ScoreParts
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,7 @@ class Hit:
         similarity: cosine similarity in [-1, 1]; None where the search or the memory had no vector.
         lexical: BM25 score, 0 where no word of the text is said; None where the search had no text.
         parts: how each leg judged it; None unless explain=True.
+        version_num: of a search of the past, which version it is; None: the memory as it is.
     """
 
     memory: Memory
@@ -33,6 +35,7 @@ class Hit:
     similarity: float | None
     lexical: float | None = None
     parts: "HitParts | None" = None
+    version_num: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +47,14 @@ class HitParts:
         vector_part: the similarity, normalised to [0, 1] over the candidates; None unless hybrid.
         lexical_rank: its place by BM25 among the candidates, from 1; None: no word of the text is said.
         lexical_part: the BM25 score, normalised to [0, 1] over the candidates; None unless hybrid.
+        hot: the parts of its score, where the search was told to rank by it; ranks are those of before then.
     """
 
     vector_rank: int | None = None
     vector_part: float | None = None
     lexical_rank: int | None = None
     lexical_part: float | None = None
+    hot: ScoreParts | None = None
 
 
 class Hits(Sequence[Hit]):
@@ -84,24 +89,25 @@ class Hits(Sequence[Hit]):
         return f"<Hits {len(self)}, {'exact' if self.plan.exact else 'by index'}: {self.plan.reason}>"
 
 
-_QUERY = bindparam("query", type_=Vector(EMBEDDING_DIMENSIONS))
 _ORG = bindparam("org_id", type_=Uuid())
 _LIMIT = bindparam("limit", type_=Integer())
 
 
 @cache
-def statement(shape: frozenset[str], *, exact: bool) -> Select[Memory, float]:
+def statement(shape: frozenset[str], *, exact: bool, beside: int | None = None) -> Select[Memory, float]:
     """Return the nearest rows and their cosine distance in [0, 2], nearest first.
 
     One statement for each shape of filters, so that it is built and compiled
-    once; parameters: org_id, query, limit, and those of the filters.
+    once; parameters: org_id, query, limit, and those of the filters and of the
+    space (ibex_db_memory.search.spaces), whose dimensions are ``beside`` where
+    its vectors lie beside the memories.
     """
-    distance = cast("Any", Memory.embedding).cosine_distance(_QUERY)
+    distance = spaces.distance(beside)
     # "+ 0" is no index's expression: the planner has to scan and sort.
     rank = (distance + literal_column("0")) if exact else distance
     inner = (
         select(Memory, rank.label("distance"))
-        .where(Memory.org_id == _ORG, Memory.embedding.is_not(None), *conditions(shape))
+        .where(Memory.org_id == _ORG, *spaces.present(beside), spaces.holds(beside), *conditions(shape))
         .order_by(rank)
         .limit(_LIMIT)
         .options(defer(Memory.search_vector, raiseload=True))

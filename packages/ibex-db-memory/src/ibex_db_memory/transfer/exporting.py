@@ -17,6 +17,7 @@ from typing import Any, cast
 
 from sqlalchemy import ARRAY, TextClause, Uuid, bindparam, text
 
+from ibex_db_memory.models import EMBEDDING_DIMENSIONS
 from ibex_db_memory.transfer.fileformat import Tally, footer, header
 
 # Edges follow the memories, and wait here: what is more goes to disk.
@@ -40,13 +41,29 @@ _MOMENTS = (
 _PLAIN = (
     *("id", "agent_id", "session_id", "content", "category", "source", "status", "confidence", "usefulness_score"),
     *("retrieval_count", "positive_feedback", "negative_feedback", "superseded_by", "merged_into", "metadata"),
-    "embedding_model",
 )
-_MEMORY = _fields("m", *_PLAIN, **{name: _utc(f"m.{name}") for name in _MOMENTS})
+_TIMES = {name: _utc(f"m.{name}") for name in _MOMENTS}
+
+
+def _memory(model: str) -> str:
+    return _fields("m", *_PLAIN, embedding_model=model, **_TIMES)
+
+
+# The vector, and the name of its model, where they lie in the memory and where they lie beside it.
+_AT_HOME = ("m.embedding", "m.embedding_model")
+_BESIDE = (
+    """(SELECT v.embedding FROM ibex_core.memory_vectors v WHERE v.org_id = :org_id AND v.space_id = :space_id
+            AND v.id = m.id AND v.content_hash = m.content_hash)""",
+    "CAST(:embedding_model AS text)",
+)
 _VERSION = _fields(
     "v",
     *("version_num", "operation", "content", "category", "status", "confidence", "metadata"),
-    *("change_reason", "changed_by"),
+    *("replaced_embedding_model", "change_reason", "changed_by"),
+    valid_from=_utc("v.valid_from"),
+    valid_until=_utc("v.valid_until"),
+    # Its text is the shortest that gives the same float32 again.
+    replaced_embedding="CAST(v.replaced_embedding AS text)",
     created_at=_utc("v.created_at"),
 )
 _EDGE = _fields(
@@ -90,7 +107,7 @@ SELECT CASE WHEN o.number = 1 OR o.id IS NULL THEN head.head END, p.memory, p.em
 FROM head LEFT JOIN (
     SELECT id, depth, row_number() OVER (ORDER BY depth, id) AS number FROM ordered
 ) o ON true LEFT JOIN LATERAL (
-    SELECT json_build_object({memory})::text AS memory, vector_send(m.embedding) AS embedding,
+    SELECT json_build_object({memory})::text AS memory, {embedding} AS embedding,
         (SELECT json_object_agg(t.tag, {tagged} ORDER BY t.tag)::text FROM ibex_core.memory_tags t
             WHERE t.org_id = :org_id AND t.memory_id = m.id) AS tags,
         {versions} AS versions,
@@ -105,8 +122,9 @@ _VERSIONS = f"""(SELECT json_agg(json_build_object({_VERSION}) ORDER BY v.versio
             FROM ibex_core.memory_versions v WHERE v.org_id = :org_id AND v.memory_id = m.id)"""
 
 
-def statement(*, agents: bool, include_deleted: bool, versions: bool) -> TextClause:
-    """Return the one statement of an export."""
+def statement(*, agents: bool, include_deleted: bool, versions: bool, beside: bool = False) -> TextClause:
+    """Return the one statement of an export; where vectors lie beside the memories, it takes the space."""
+    embedding, model = _BESIDE if beside else _AT_HOME
     filters = ("AND m.agent_id = ANY(:agents) " if agents else "") + (
         "" if include_deleted else "AND m.deleted_at IS NULL"
     )
@@ -115,7 +133,8 @@ def statement(*, agents: bool, include_deleted: bool, versions: bool) -> TextCla
             points=_POINTS,
             filters=filters,
             now=_utc("now()"),
-            memory=_MEMORY,
+            memory=_memory(model),
+            embedding=f"vector_send({embedding})",
             tagged=_utc("t.created_at"),
             versions=_VERSIONS if versions else "NULL::text",
             edge=_EDGE,
@@ -123,11 +142,16 @@ def statement(*, agents: bool, include_deleted: bool, versions: bool) -> TextCla
             edges="AND r.target_memory_id IN (SELECT id FROM ordered)" if filters else "",
         )
     ).bindparams(bindparam("org_id", type_=Uuid()))
+    if beside:
+        found = found.bindparams(bindparam("space_id", type_=Uuid()))
     return found.bindparams(bindparam("agents", type_=ARRAY(Uuid()))) if agents else found
 
 
 async def lines(
-    rows: AsyncIterator[Any], revisions: Mapping[str, str], progress: Callable[[int, int], None] | None
+    rows: AsyncIterator[Any],
+    revisions: Mapping[str, str],
+    progress: Callable[[int, int], None] | None,
+    dimensions: int = EMBEDDING_DIMENSIONS,
 ) -> AsyncGenerator[bytes]:
     """Yield the lines of an export: header, memories, relationships, footer."""
     tally = Tally()
@@ -137,7 +161,7 @@ async def lines(
             if head is not None:
                 told = json.loads(head)
                 expected = told["memories"]
-                yield tally.add("header", header(told, revisions))
+                yield tally.add("header", header(told, revisions, dimensions))
             if memory is None:
                 continue  # nothing but the header
             yield tally.add("memory", _joined(memory, embedding, tags, versions))

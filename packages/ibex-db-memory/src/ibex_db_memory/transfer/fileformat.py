@@ -71,10 +71,10 @@ def line(value: Mapping[str, object]) -> bytes:
     return (json.dumps(value, ensure_ascii=False) + "\n").encode()
 
 
-def header(told: Mapping[str, object], revisions: Mapping[str, str]) -> bytes:
+def header(told: Mapping[str, object], revisions: Mapping[str, str], dimensions: int = EMBEDDING_DIMENSIONS) -> bytes:
     """Return the first line."""
     start = {"kind": "header", "format": FORMAT, "version": VERSION, "revisions": dict(revisions)}
-    return line({**start, "dimensions": EMBEDDING_DIMENSIONS, **told})
+    return line({**start, "dimensions": dimensions, **told})
 
 
 def footer(tally: Tally) -> bytes:
@@ -88,10 +88,12 @@ class Reader:
 
     Args:
         given: the lines, with or without their newlines.
+        dimensions: those of the organization that they are for.
     """
 
-    def __init__(self, given: Lines) -> None:
+    def __init__(self, given: Lines, dimensions: int = EMBEDDING_DIMENSIONS) -> None:
         self._given = given
+        self._dimensions = dimensions
         self._tally = Tally()
         self.number = 0
 
@@ -143,9 +145,11 @@ class Reader:
             raise InvalidInputError(
                 "version", record.get("version"), f"must be {VERSION}: another version of ibex-db wrote this file"
             )
-        if record.get("dimensions") != EMBEDDING_DIMENSIONS:
+        if record.get("dimensions") != self._dimensions:
             raise InvalidInputError(
-                "dimensions", record.get("dimensions"), f"must be {EMBEDDING_DIMENSIONS}, as the column has"
+                "dimensions",
+                record.get("dimensions"),
+                f"must be {self._dimensions}, as the organization's vectors have: move one to the other's model first",
             )
 
     def _check_footer(self, record: Mapping[str, Any]) -> None:

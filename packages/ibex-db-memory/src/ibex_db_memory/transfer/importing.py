@@ -75,7 +75,8 @@ class Pouring:
         """
         async for record in records:
             if record["kind"] == "memory":
-                one = self._destination.place(incoming.memory(record, reader.number), reader.number)
+                memory = incoming.memory(record, reader.number, self._loader.space)
+                one = self._destination.place(memory, reader.number)
                 # What a memory points at must be there before it, and of an id that comes twice the first.
                 if any(one.values[name] in self._batch for name in ("id", *POINTERS)):
                     await self._flush()

@@ -17,7 +17,8 @@ from ibex_db_core import validation
 from ibex_db_core.errors import InvalidInputError
 from ibex_db_core.types import pack_vector
 from ibex_db_memory.content import content_hash, normalise_tag
-from ibex_db_memory.models import EMBEDDING_DIMENSIONS, Memory, MemoryRelationship, MemoryVersion
+from ibex_db_memory.models import Memory, MemoryRelationship, MemoryVersion
+from ibex_db_memory.search.spaces import AT_HOME, Space
 
 # Column and SQL type of what is brought in; content_hash is made here, org_id is the importer's.
 COLUMNS: Mapping[str, str] = {
@@ -57,6 +58,10 @@ VERSION_COLUMNS: Mapping[str, str] = {
     "status": "text",
     "confidence": "numeric",
     "metadata": "jsonb",
+    "valid_from": "timestamptz",
+    "valid_until": "timestamptz",
+    "replaced_embedding": "vector",
+    "replaced_embedding_model": "text",
     "change_reason": "text",
     "changed_by": "uuid",
     "created_at": "timestamptz",
@@ -107,18 +112,19 @@ class Incoming:
         return str(self.values["agent_id"]), cast("str", self.values["content_hash"])
 
 
-def memory(record: Mapping[str, Any], line: int | None = None) -> Incoming:
+def memory(record: Mapping[str, Any], line: int | None = None, space: Space = AT_HOME) -> Incoming:
     """Check a memory's record.
 
     Args:
         record: as parsed from JSON: decimals, ids and moments as text; embedding as base64 or as a pgvector.Vector.
         line: the number of its line, for an error.
+        space: where its vector is to go.
 
     Raises:
         InvalidInputError: which field, which value, which rule.
     """
     try:
-        return _memory(record)
+        return _memory(record, space)
     except InvalidInputError as exc:
         raise InvalidInputError(exc.field, exc.value, exc.rule, index=line) from exc
 
@@ -132,7 +138,7 @@ def relationship(record: Mapping[str, Any], line: int | None = None) -> dict[str
         raise InvalidInputError(exc.field, exc.value, exc.rule, index=line) from exc
 
 
-def _memory(record: Mapping[str, Any]) -> Incoming:
+def _memory(record: Mapping[str, Any], space: Space) -> Incoming:
     _refuse_unknown(record, (COLUMNS.keys() - {"content_hash"}) | _BEYOND_COLUMNS)
     for name in _REQUIRED:
         if record.get(name) is None:
@@ -146,6 +152,8 @@ def _memory(record: Mapping[str, Any]) -> Incoming:
         values[name] = default if values[name] is None else values[name]
     values["content_hash"] = content_hash(values["content"])
     values["embedding"] = _embedding(record.get("embedding"))
+    if values["embedding"] is not None:
+        space.check(values["embedding"], values["embedding_model"])
     metadata = record.get("metadata")
     values["metadata"] = "{}" if metadata is None else json_text("metadata", metadata)
     for name in POINTERS:
@@ -176,7 +184,7 @@ def _checked(model: type[Memory | MemoryVersion | MemoryRelationship], name: str
 def _embedding(given: object) -> pgvector.Vector | None:
     """Unpack base64 of little-endian float32."""
     if given is None or isinstance(given, pgvector.Vector):
-        return None if given is None else pack_vector(given, dim=EMBEDDING_DIMENSIONS)
+        return None if given is None else pack_vector(given)
     if not isinstance(given, str):
         raise InvalidInputError("embedding", given, "must be base64 of little-endian float32")
     try:
@@ -186,7 +194,17 @@ def _embedding(given: object) -> pgvector.Vector | None:
         raise InvalidInputError("embedding", given, "must be base64 of little-endian float32") from exc
     if array("H", [1]).tobytes() == b"\0\1":  # a big-endian machine
         numbers.byteswap()
-    return pack_vector(numbers, dim=EMBEDDING_DIMENSIONS)
+    return pack_vector(numbers)
+
+
+def _replaced(given: object) -> pgvector.Vector | None:
+    """Parse a version's vector, of any dimension, as Postgres writes it: [0.1,0.2]."""
+    if given is None:
+        return None
+    try:
+        return pack_vector(json.loads(cast("str", given)), field="replaced_embedding")
+    except (TypeError, ValueError, RecursionError) as exc:
+        raise InvalidInputError("replaced_embedding", given, "must be a vector as text, [0.1,0.2]") from exc
 
 
 def _tags(given: object) -> Sequence[tuple[str, datetime | None]]:
@@ -216,8 +234,11 @@ def _versions(given: object) -> Sequence[Mapping[str, object]]:
         version = cast("dict[str, Any]", record)
         _refuse_unknown(version, set(VERSION_COLUMNS))
         values = {
-            name: _checked(MemoryVersion, name, version.get(name)) for name in VERSION_COLUMNS if name != "metadata"
+            name: _checked(MemoryVersion, name, version.get(name))
+            for name in VERSION_COLUMNS
+            if name not in {"metadata", "replaced_embedding"}
         }
+        values["replaced_embedding"] = _replaced(version.get("replaced_embedding"))
         if values["version_num"] != number:
             raise InvalidInputError("version_num", values["version_num"], f"must be {number}: without gaps, from 1")
         found.append({**values, "metadata": json_text("metadata", version.get("metadata"))})

@@ -11,11 +11,12 @@ from typing import Any, cast
 from uuid import UUID
 
 import pgvector
-from sqlalchemy import Boolean, Uuid, bindparam, text
+from sqlalchemy import Boolean, TextClause, Uuid, bindparam, text
 from sqlalchemy.types import NullType
 
 from ibex_db_core.errors import SerializationError
 from ibex_db_memory.models import VersionOperation
+from ibex_db_memory.search.spaces import AT_HOME, Space
 from ibex_db_memory.transfer.incoming import COLUMNS, EDGE_COLUMNS, POINTERS, VERSION_COLUMNS, Incoming
 from ibex_db_memory.transfer.outcomes import Imported, ImportedItem, ImportOutcome
 from ibex_db_tenancy.erasure import fingerprint
@@ -54,13 +55,23 @@ _COMPUTED = {
     **{name: _here(name) for name in POINTERS},
 }
 _NUMBERED = ", ".join("COALESCE(v.created_at, now())" if name == "created_at" else f"v.{name}" for name in _VERSIONS)
-_VALUES = ", ".join(_COMPUTED.get(name, f"i.{name}") for name in COLUMNS)
+
+
+def _values(computed: Mapping[str, str]) -> str:
+    return ", ".join(computed.get(name, f"i.{name}") for name in COLUMNS)
+
+
+# Where vectors lie beside the memories, they go there, and the memory's own column stays empty.
+_VECTORED = """, vectored AS (
+        INSERT INTO ibex_core.memory_vectors (org_id, space_id, id, content_hash, dimensions, embedding)
+        SELECT :org_id, CAST(:space_id AS uuid), i.id, i.content_hash, vector_dims(i.embedding), i.embedding
+        FROM inserted n JOIN input i ON i.id = n.id WHERE i.embedding IS NOT NULL
+    )"""
 _ACTIVE = "i.status = 'active' AND i.deleted_at IS NULL"
 _TWIN = f"""m.org_id = :org_id AND m.agent_id = i.agent_id AND m.content_hash = i.content_hash
             AND m.status = 'active' AND m.deleted_at IS NULL AND {_ACTIVE}"""
 
-_LOAD = text(
-    f"""
+_LOAD_SQL = f"""
     WITH input AS ({_unnest(_INPUT)}), refused AS MATERIALIZED (
         SELECT i.id FROM input i WHERE NOT :include_erased AND (
             EXISTS (SELECT FROM ibex_core.erasure_tombstones t
@@ -82,7 +93,7 @@ _LOAD = text(
         RETURNING 1
     ), inserted AS (
         INSERT INTO ibex_core.memories (org_id, {", ".join(COLUMNS)})
-        SELECT :org_id, {_VALUES} FROM fresh i WHERE (SELECT count(*) FROM retired) >= 0
+        SELECT :org_id, {{values}} FROM fresh i WHERE (SELECT count(*) FROM retired) >= 0
         ON CONFLICT DO NOTHING
         RETURNING id, session_id, {", ".join(POINTERS)}
     ), tagged AS (
@@ -93,7 +104,7 @@ _LOAD = text(
         INSERT INTO ibex_core.memory_versions (org_id, {", ".join(_VERSIONS)})
         SELECT :org_id, {_NUMBERED}
         FROM ({_unnest(_VERSIONS, "versions_")}) v JOIN inserted n ON n.id = v.memory_id
-    )
+    ){{vectored}}
     SELECT i.id, CASE WHEN n.id IS NOT NULL THEN 'created' WHEN x.id IS NOT NULL THEN 'erased'
             WHEN k.id IS NOT NULL THEN 'known' WHEN m.id IS NOT NULL THEN 'duplicate' END,
         m.id, n.session_id IS DISTINCT FROM i.session_id,
@@ -105,15 +116,25 @@ _LOAD = text(
     LEFT JOIN ibex_core.memories m ON {_TWIN} AND n.id IS NULL AND x.id IS NULL AND k.id IS NULL
         AND (m.expires_at IS NULL OR m.expires_at > now())
     """
-).bindparams(
-    bindparam("org_id", type_=Uuid()),
-    bindparam("include_erased", type_=Boolean()),
-    *(
-        bindparam(f"{prefix}{name}", type_=NullType())
-        for prefix, columns in (("", _INPUT), ("tags_", _TAGS), ("versions_", _VERSIONS))
-        for name in columns
-    ),
-)
+
+
+def _load(*, beside: bool) -> TextClause:
+    values = _values({**_COMPUTED, "embedding": "NULL"} if beside else _COMPUTED)
+    statement = text(_LOAD_SQL.format(values=values, vectored=_VECTORED if beside else ""))
+    if beside:
+        statement = statement.bindparams(bindparam("space_id", type_=Uuid()))
+    return statement.bindparams(
+        bindparam("org_id", type_=Uuid()),
+        bindparam("include_erased", type_=Boolean()),
+        *(
+            bindparam(f"{prefix}{name}", type_=NullType())
+            for prefix, columns in (("", _INPUT), ("tags_", _TAGS), ("versions_", _VERSIONS))
+            for name in columns
+        ),
+    )
+
+
+_LOAD = {beside: _load(beside=beside) for beside in (False, True)}
 
 _EDGES = text(
     f"""
@@ -155,6 +176,7 @@ class Loader:
         key: of the organization's fingerprints; None where nothing was ever erased.
         include_erased: also bring in what was erased here.
         on_item: told of each memory.
+        space: where vectors go; held until the transaction ends.
     """
 
     def __init__(
@@ -166,7 +188,9 @@ class Loader:
         key: bytes | None,
         include_erased: bool,
         on_item: Callable[[ImportedItem], None] | None,
+        space: Space = AT_HOME,
     ) -> None:
+        self.space = space
         self._execute = execute
         self._org_id = org_id
         self._binary = binary
@@ -188,7 +212,7 @@ class Loader:
                 one.values[name] = self.twins.get(one.values[name], one.values[name])
         rest = {one.values["id"]: one for one in sorted(batch, key=lambda one: one.place)}
         for _ in range(_TRIES):
-            rows = (await self._execute(_LOAD, self._parameters(list(rest.values())))).all()
+            rows = (await self._execute(_LOAD[self.space.id is not None], self._parameters(list(rest.values())))).all()
             for ident, outcome, twin, *missing in rows:
                 if outcome is not None:
                     self._note(rest.pop(ident), ImportOutcome(outcome), twin, missing)
@@ -238,11 +262,10 @@ class Loader:
 
     def _parameters(self, batch: Sequence[Incoming]) -> dict[str, object]:
         found: dict[str, object] = {"org_id": self._org_id, "include_erased": self._include_erased}
+        found |= self.space.parameters
         for name, kind in COLUMNS.items():
             values = [one.values[name] for one in batch]
-            if kind == "vector" and not self._binary:
-                values = [cast("pgvector.Vector", value).to_text() if value is not None else None for value in values]
-            found[name] = values
+            found[name] = self._sent(values) if kind == "vector" else values
         found["origin_id"] = [one.origin_id for one in batch]
         found["fingerprint"] = [self._fingerprint(one, one.values["agent_id"]) for one in batch]
         found["origin_fingerprint"] = [self._fingerprint(one, one.origin_agent_id) for one in batch]
@@ -250,8 +273,15 @@ class Loader:
         found |= {f"tags_{name}": [row[at] for row in tags] for at, name in enumerate(_TAGS)}
         versions = [(one.values["id"], version) for one in batch for version in one.versions or [_first(one)]]
         found["versions_memory_id"] = [ident for ident, _ in versions]
-        found |= {f"versions_{name}": [version[name] for _, version in versions] for name in VERSION_COLUMNS}
+        for name, kind in VERSION_COLUMNS.items():
+            values = [version[name] for _, version in versions]
+            found[f"versions_{name}"] = self._sent(values) if kind == "vector" else values
         return found
+
+    def _sent(self, vectors: Sequence[Any]) -> Sequence[object]:
+        if self._binary:
+            return vectors
+        return [None if vector is None else cast("pgvector.Vector", vector).to_text() for vector in vectors]
 
     def _fingerprint(self, one: Incoming, agent_id: UUID) -> str | None:
         if self._key is None:
@@ -261,11 +291,13 @@ class Loader:
 
 def _first(one: Incoming) -> Mapping[str, object]:
     """Return the first version of a memory that brings none: as it is, from when it was made."""
-    same = ("content", "category", "status", "confidence", "metadata", "created_at")
+    same = ("content", "category", "status", "confidence", "metadata", "valid_from", "valid_until", "created_at")
     return {
         **{name: one.values[name] for name in same},
         "version_num": 1,
         "operation": VersionOperation.IMPORTED,
+        "replaced_embedding": None,
+        "replaced_embedding_model": None,
         "change_reason": None,
         "changed_by": None,
     }

@@ -84,9 +84,15 @@ class DirectiveRepository(BaseRepository[Directive]):
             >>> _ = await directives.draft(directive.id, content="Be very kind.")
             >>> [(one.version_number, one.content) for one in await directives.history(directive.id)]
             [(1, 'Be kind.'), (2, 'Be very kind.')]
+
+        Raises:
+            NotFoundError: no such directive in this organization; one that was deleted has its history.
         """
         statement = self._versions(directive_id).order_by(DirectiveVersion.version_number)
-        return (await self._execute(statement)).scalars().all()
+        versions = (await self._execute(statement)).scalars().all()
+        if not versions:
+            await self.get(directive_id, include_deleted=True)
+        return versions
 
     async def active_for(self, agent_id: UUID) -> DirectiveVersion | None:
         """Return what an agent is to follow now, in one query.

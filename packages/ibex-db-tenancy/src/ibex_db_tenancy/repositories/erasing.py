@@ -59,6 +59,11 @@ class Erasing(BaseRepository[T]):
 
         Raises:
             NotFoundError: no such row in this organization.
+
+        Example:
+            >>> gone = await agents.erase(agent.id, reason="asked for it")
+            >>> gone["agents"]
+            1
         """
         return await self._erase(ident, reason=reason, actor=actor, wholly=False)
 

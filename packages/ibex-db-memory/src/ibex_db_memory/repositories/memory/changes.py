@@ -1,15 +1,17 @@
 """What every change of a memory has in common: the rows locked in one order, and why and by whom it was made."""
 
-from collections.abc import AsyncGenerator, Iterable, Mapping
+from collections.abc import AsyncGenerator, Container, Iterable, Mapping
 from contextlib import asynccontextmanager
+from typing import ClassVar
 from uuid import UUID
 
 from sqlalchemy import func, select, text
 
 from ibex_db_core import validation
 from ibex_db_core.errors import IllegalTransitionError, NotFoundError
-from ibex_db_core.repository import BaseRepository
-from ibex_db_memory.models import Memory, MemoryStatus, VersionOperation
+from ibex_db_core.steps import SteppedRepository
+from ibex_db_memory.models import MEMORY_STEPS, Memory, MemoryStatus, VersionOperation
+from ibex_db_memory.models.standing import POINTERS
 
 # The triggers of memory_0001 read these; they hold until the transaction ends,
 # hence the second call, which gives them back what they said before: nothing,
@@ -23,11 +25,43 @@ _TELL = text(
 )
 _TOLD = ("reason", "actor", "operation")
 
+# What may be done by naming the new status alone: where a memory points elsewhere, pointer and edge go with it.
+_BY_HAND = {
+    status: frozenset[MemoryStatus]() if status in POINTERS else MEMORY_STEPS[status] - POINTERS.keys()
+    for status in MemoryStatus
+}
 
-class Changes(BaseRepository[Memory]):
+
+class Changes(SteppedRepository[Memory]):
     """Locks, reasons and legal steps, for the mixins that change memories."""
 
     model = Memory
+    steps: ClassVar = _BY_HAND
+
+    async def update(self, ident: UUID, **changes: object) -> Memory:
+        """Change fields of a memory, in one statement, and return it.
+
+        Its status moves as archive(), approve() and restore() would have it;
+        what needs a pointer and a relationship beside is supersede()'s, merge()'s
+        and restore()'s alone.
+
+        Raises:
+            InvalidInputError: no such field, or a value that breaks its rule; content without its embedding.
+            IllegalTransitionError: its status does not lead to the new one.
+            ConflictError: the agent has an active memory of the same content.
+            NotFoundError: no such memory in this organization.
+
+        Example:
+            >>> kept = await memories.remember(agent_id=agent.id, content="Has a cat.", category="factual")
+            >>> (await memories.update(kept.memory.id, content="Has two cats.", embedding=None)).content
+            'Has two cats.'
+        """
+        try:
+            return await super().update(ident, **changes)
+        except IllegalTransitionError as exc:
+            raise IllegalTransitionError(
+                exc.entity, exc.from_state, exc.to_state, _way_out(exc.from_state, exc.to_state) or exc.way_out
+            ) from None
 
     @asynccontextmanager
     async def _change_recorded(
@@ -51,11 +85,13 @@ class Changes(BaseRepository[Memory]):
             await self._flush()
             await self._execute(_TELL, {name: said or "" for name, said in zip(_TOLD, before, strict=False)})
 
-    async def _locked(self, idents: Iterable[UUID], *, include_deleted: bool = False) -> Mapping[UUID, Memory]:
+    async def _locked(
+        self, idents: Iterable[UUID], *, include_deleted: bool = False, missing_ok: Container[UUID] = ()
+    ) -> Mapping[UUID, Memory]:
         """Lock memories in the order of their ids, and return them as they now are.
 
         Raises:
-            NotFoundError: one is not there.
+            NotFoundError: one is not there that is not in ``missing_ok``.
         """
         wanted = sorted({validation.uuid("id", ident) for ident in idents})
         statement = (
@@ -67,7 +103,7 @@ class Changes(BaseRepository[Memory]):
         rows = (await self._execute(statement, populate_existing=True)).scalars().all()
         found: dict[UUID, Memory] = {row.id: row for row in rows}
         for ident in wanted:
-            if ident not in found:
+            if ident not in found and ident not in missing_ok:
                 raise NotFoundError(Memory.__name__, ident)
         return found
 
@@ -83,3 +119,11 @@ def require(memory: Memory, allowed: Iterable[MemoryStatus], to: str) -> None:
         raise IllegalTransitionError(
             f"memory {memory.id}", memory.status.value, to, f"only {' or '.join(s.value for s in known)} memories can"
         )
+
+
+def _way_out(found: str, to: str) -> str:
+    if to in POINTERS and found == MemoryStatus.ACTIVE:
+        return "supersede() and merge() do that, with the pointer and the relationship"
+    if found in POINTERS:
+        return "restore() brings it back first, and takes the pointer and the relationship away"
+    return ""

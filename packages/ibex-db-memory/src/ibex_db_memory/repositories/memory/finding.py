@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import cast
 from uuid import UUID
 
@@ -13,16 +13,17 @@ from ibex_db_core.errors import InvalidInputError
 from ibex_db_core.types import JsonObject, VectorLike
 from ibex_db_memory.drafts import check_embedding
 from ibex_db_memory.models import MemoryCategory, MemorySource, MemoryStatus
-from ibex_db_memory.repositories.memory.wording import Wording
-from ibex_db_memory.search import query, ranking
+from ibex_db_memory.repositories.memory.past import Past
+from ibex_db_memory.search import query, ranking, rerank
 from ibex_db_memory.search.filters import Filters, OneOrMany, limit_of
 from ibex_db_memory.search.lexical import check_text
 from ibex_db_memory.search.plan import Plan, decide, sizes_for
 from ibex_db_memory.search.query import Hit, HitParts, Hits
 from ibex_db_memory.search.ranking import HotMemory, HotWeights, ScoreParts
+from ibex_db_memory.search.spaces import Space
 
 
-class Finding(Wording):
+class Finding(Past):
     """Searching an organization's memories."""
 
     async def search(
@@ -43,9 +44,12 @@ class Finding(Wording):
         min_similarity: float | None = None,
         created_after: datetime | None = None,
         created_before: datetime | None = None,
+        valid_at: datetime | None = None,
+        as_of: datetime | None = None,
         embedding_model: str | None = None,
         include_expired: bool = False,
         include_deleted: bool = False,
+        rank: HotWeights | None = None,
         exact: bool = False,
         explain: bool = False,
     ) -> Hits:
@@ -61,8 +65,19 @@ class Finding(Wording):
         With both, one statement asks both and fuses the answers
         (ibex_db_memory.search.fusion).
 
+        ``as_of`` searches what was known at a moment: contents, categories,
+        statuses, confidences, metadata and validity as they were; what was deleted
+        or superseded since is back, what was learned later is not there, and
+        what was erased is gone.  Hits hold detached copies: nothing that is
+        assigned to one is saved.  Their counters, feedback, source, session and expires_at are
+        today's; tags are those of then that it still has; one that was
+        forgotten and brought back since counts as never forgotten.  A memory
+        whose content has changed since is compared by the vector it had then.
+        The whole scope is read.
+
         Args:
-            embedding: the query, shape (384,), of the model that made the memories' vectors.
+            embedding: the query, of the model that made the memories' vectors; shape (384,) unless the
+                organization moved to another (ibex_db_memory.reembedding).
             text: the query in words, 1 to 4096 characters; quotes and operators are words like others.
             agent_id: one agent or several; None: all of the organization.
             limit: how many hits, 1 to 1000.
@@ -77,16 +92,20 @@ class Finding(Wording):
             min_similarity: cosine similarity, in [-1, 1]; needs an embedding.
             created_after: made at or after, aware.
             created_before: made before, aware.
+            valid_at: holds in the world at this moment: valid_from <= moment < valid_until; aware.
+            as_of: search what was known at this moment, aware; a change counts from the start of its transaction.
             embedding_model: vectors of this model only.
             include_expired: also memories past their expires_at.
             include_deleted: also soft-deleted memories.
+            rank: put the best of the search, five times limit and at least 50, in the order of the hot
+                score with these weights (ibex_db_memory.search.rerank); the score is then that one.
             exact: scan the whole scope whatever its size, and count it anew for BM25.
             explain: also return how each leg judged each hit.
 
         Raises:
-            InvalidInputError: neither embedding nor text; a value that breaks its rule; or hits whose
-                vectors come from several models.
-            TenantMissingError: a text on a platform session: words are found inside one tenant only.
+            InvalidInputError: neither embedding nor text; a value that breaks its rule; a vector of another model
+                than the organization's, naming that; or hits whose vectors come from several models.
+            TenantMissingError: a text or as_of on a platform session: both are found inside one tenant only.
 
         Example:
             >>> kept = await memories.remember(
@@ -107,31 +126,42 @@ class Finding(Wording):
             min_confidence=min_confidence,
             created_after=created_after,
             created_before=created_before,
+            valid_at=valid_at,
             embedding_model=embedding_model,
             include_expired=include_expired,
             include_deleted=include_deleted,
         )
         least = None if min_similarity is None else validation.number("min_similarity", min_similarity, -1, 1)
         vector = check_embedding(embedding)
-        if text is None:
-            if vector is None:
-                raise InvalidInputError("embedding", None, "or text is required")
-            hits = await self._nearest(vector, filters, limit_of(limit), exact=exact)
+        if text is None and vector is None:
+            raise InvalidInputError("embedding", None, "or text is required")
+        if vector is None and least is not None:
+            raise InvalidInputError("min_similarity", least, "needs an embedding to compare with")
+        text = None if text is None else check_text(text)
+        if as_of is not None:
+            validation.moment("as_of", as_of)
+        if rank is not None and not isinstance(cast("object", rank), HotWeights):
+            raise InvalidInputError("rank", rank, "must be HotWeights")
+        asked = limit_of(limit)
+        wanted = asked if rank is None else rerank.candidates_for(asked)
+        if as_of is not None:
+            hits = await self._recalled(as_of, filters, wanted, vector=vector, text=text, least=least, explain=explain)
+        elif vector is None:
+            hits = await self._worded(cast("str", text), filters, wanted, fresh=exact, explain=explain)
+        elif text is None:
+            hits = await self._nearest(vector, filters, wanted, exact=exact)
             if explain:
                 ranked = [replace(hit, parts=HitParts(vector_rank=place)) for place, hit in enumerate(hits, 1)]
                 hits = Hits(ranked, hits.plan)
-        elif vector is None:
-            if least is not None:
-                raise InvalidInputError("min_similarity", least, "needs an embedding to compare with")
-            return await self._worded(check_text(text), filters, limit_of(limit), fresh=exact, explain=explain)
         else:
-            hits = await self._fused(
-                vector, check_text(text), filters, limit_of(limit), least, exact=exact, explain=explain
-            )
-        _refuse_mixed_models(hits)
+            hits = await self._fused(vector, text, filters, wanted, least, exact=exact, explain=explain)
         if least is not None:
-            return Hits([hit for hit in hits if cast("float", hit.similarity) >= least], hits.plan)
-        return hits
+            hits = Hits([hit for hit in hits if cast("float", hit.similarity) >= least], hits.plan)
+        if rank is None:
+            return hits
+        fused = vector is not None and text is not None
+        now = as_of or datetime.now(UTC)
+        return Hits(rerank.reranked(hits, rank, now=now, limit=asked, fused=fused, explain=explain), hits.plan)
 
     async def find_similar(
         self,
@@ -140,15 +170,17 @@ class Finding(Wording):
         threshold: float = 0.9,
         agent_id: OneOrMany | None = None,
         limit: int = 10,
+        valid_at: datetime | None = None,
         embedding_model: str | None = None,
     ) -> Hits:
         """Return the near duplicates of a vector: active memories at or above a cosine similarity, best first.
 
         Args:
-            embedding: shape (384,).
+            embedding: shape (384,) unless the organization moved to another model.
             threshold: cosine similarity, in [-1, 1].
             agent_id: one agent or several; None: all of the organization.
             limit: how many at most, 1 to 1000.
+            valid_at: holds in the world at this moment, aware.
             embedding_model: vectors of this model only.
 
         Example:
@@ -164,6 +196,7 @@ class Finding(Wording):
             agent_id=agent_id,
             limit=limit,
             min_similarity=threshold,
+            valid_at=valid_at,
             embedding_model=embedding_model,
         )
 
@@ -173,6 +206,7 @@ class Finding(Wording):
         *,
         limit: int = 10,
         categories: Iterable[MemoryCategory | str] | None = None,
+        valid_at: datetime | None = None,
         weights: HotWeights | None = None,
         explain: bool = False,
     ) -> Sequence[HotMemory]:
@@ -182,6 +216,7 @@ class Finding(Wording):
             agent_id: one agent or several.
             limit: how many, 1 to 1000.
             categories: any of these.
+            valid_at: holds in the world at this moment, aware.
             weights: other weights and half-lives than the documented ones.
             explain: also return the parts of each score.
 
@@ -191,7 +226,7 @@ class Finding(Wording):
             >>> [found.memory.content for found in await memories.hot(agent.id, limit=5)]
             ['Is allergic to nuts.']
         """
-        filters = Filters.of(agent_id=agent_id, categories=categories)
+        filters = Filters.of(agent_id=agent_id, categories=categories, valid_at=valid_at)
         parameters = {
             "org_id": self._tenant,
             "limit": limit_of(limit),
@@ -202,17 +237,26 @@ class Finding(Wording):
         return [HotMemory(memory, score, ScoreParts(*parts) if explain else None) for memory, score, *parts in rows]
 
     async def _nearest(self, embedding: Vector, filters: Filters, limit: int, *, exact: bool) -> Hits:
-        plan = Plan(exact=True, reason="asked for") if exact else decide(await self._scope_size(filters))
-        hits = await self._scan(embedding, filters, limit, exact=plan.exact)
+        async def find(space: Space, narrowed: Filters) -> Hits:
+            return await self._nearest_in(space, embedding, narrowed, limit, exact=exact)
+
+        return await self._searched(embedding, filters, find)
+
+    async def _nearest_in(self, space: Space, embedding: Vector, filters: Filters, limit: int, *, exact: bool) -> Hits:
+        plan = Plan(exact=True, reason="asked for") if exact else decide(await self._scope_size(filters), space)
+        hits = await self._scan(space, embedding, filters, limit, exact=plan.exact)
         if not plan.exact and len(hits) < limit:
             # The index gave up (hnsw.max_scan_tuples) before the filters had let enough through.
-            hits = await self._scan(embedding, filters, limit, exact=True)
+            hits = await self._scan(space, embedding, filters, limit, exact=True)
             plan = replace(plan, exact=True, rescanned=True, reason=f"{plan.reason}, but the index found too few")
         return Hits(hits, plan)
 
-    async def _scan(self, embedding: Vector, filters: Filters, limit: int, *, exact: bool) -> Sequence[Hit]:
+    async def _scan(
+        self, space: Space, embedding: Vector, filters: Filters, limit: int, *, exact: bool
+    ) -> Sequence[Hit]:
         parameters = {"org_id": self._tenant, "query": embedding, "limit": limit, **filters.parameters}
-        rows = (await self._execute(query.statement(filters.shape, exact=exact), parameters)).all()
+        statement = query.statement(filters.shape, exact=exact, beside=space.beside)
+        rows = (await self._execute(statement, {**parameters, **space.parameters})).all()
         return [Hit(memory, 1.0 - distance, 1.0 - distance) for memory, distance in rows]
 
     async def _scope_size(self, filters: Filters) -> int:
@@ -224,13 +268,3 @@ class Finding(Wording):
             return cast("int", (await self._execute(statement, parameters)).scalar_one())
 
         return await sizes_for(self._session.get_bind()).get((self._tenant, filters.agents), count)
-
-
-def _refuse_mixed_models(hits: Hits) -> None:
-    """Similarities of two models do not compare; silence would only look like an answer."""
-    models = {hit.memory.embedding_model for hit in hits if hit.similarity is not None}
-    if len(models) > 1:
-        named = ", ".join(sorted(str(model) for model in models))
-        raise InvalidInputError(
-            "embedding_model", None, f"must name one model: the nearest memories have vectors of {named}"
-        )

@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import cast
 from uuid import UUID
 
-from sqlalchemy import ARRAY, Text, TextClause, Uuid, bindparam, delete, select, text
+from sqlalchemy import ARRAY, Text, TextClause, Uuid, and_, bindparam, delete, not_, or_, select, text
 from sqlalchemy.dialects.postgresql import insert
 
 from ibex_db_core import validation
@@ -46,6 +46,26 @@ class Neighbor:
     outgoing: bool
     via: UUID
 
+
+# The edge that supersede() or merge() drew, as long as the target points back.
+_STANDS = (
+    select(Memory.id)
+    .where(
+        Memory.org_id == MemoryRelationship.org_id,
+        Memory.id == MemoryRelationship.target_memory_id,
+        or_(
+            and_(
+                MemoryRelationship.relationship_type == RelationshipType.SUPERSEDES,
+                Memory.superseded_by == MemoryRelationship.source_memory_id,
+            ),
+            and_(
+                MemoryRelationship.relationship_type == RelationshipType.MERGED_FROM,
+                Memory.merged_into == MemoryRelationship.source_memory_id,
+            ),
+        ),
+    )
+    .exists()
+)
 
 # The edges that lead on from w, and those by which one that was reached may have been reached.
 _ON = {
@@ -166,6 +186,12 @@ class Graph(BaseRepository[Memory]):
     ) -> int:
         """Remove the edges from source to target, of one type or of all; return how many there were.
 
+        The edge of a supersession or a merge that stands is the lifecycle's:
+        restore() of the target takes it away, with the pointer.
+
+        Raises:
+            InvalidInputError: one of them is such an edge; none is removed.
+
         Example:
             >>> a = (await memories.remember(agent_id=agent.id, content="Moved to Oslo.", category="episodic")).memory
             >>> b = (await memories.remember(agent_id=agent.id, content="Lives in Oslo.", category="factual")).memory
@@ -173,15 +199,24 @@ class Graph(BaseRepository[Memory]):
             >>> await memories.unrelate(b.id, a.id)
             1
         """
-        statement = delete(MemoryRelationship).where(
+        edges = [
             MemoryRelationship.org_id == self._tenant,
             MemoryRelationship.source_memory_id == validation.uuid("source", source),
             MemoryRelationship.target_memory_id == validation.uuid("target", target),
-        )
+        ]
         if relationship_type is not None:
             kind = validation.enum_member("relationship_type", RelationshipType, relationship_type)
-            statement = statement.where(MemoryRelationship.relationship_type == kind)
-        return len((await self._execute(statement.returning(MemoryRelationship.id))).all())
+            edges.append(MemoryRelationship.relationship_type == kind)
+        standing = (await self._execute(select(MemoryRelationship.relationship_type).where(*edges, _STANDS))).scalars()
+        for stands in standing:
+            raise InvalidInputError(
+                "relationship_type",
+                cast("RelationshipType", stands).value,
+                f"is the edge of a step that stands: restore({target}) takes it back, pointer and edge",
+            )
+        # Asked again: a step that is taken at this very moment keeps its edge.
+        statement = delete(MemoryRelationship).where(*edges, not_(_STANDS)).returning(MemoryRelationship.id)
+        return len((await self._execute(statement)).all())
 
     async def neighbors(
         self,

@@ -12,9 +12,10 @@ from ibex_db_core.types import VectorLike
 from ibex_db_memory.drafts import check_embedding
 from ibex_db_memory.models import Memory, MemoryVersion, VersionOperation
 from ibex_db_memory.repositories.memory.changes import Changes
+from ibex_db_memory.repositories.memory.spaces import Spaces
 
 
-class History(Changes):
+class History(Spaces, Changes):
     """Versions of one memory."""
 
     async def history(self, ident: UUID) -> Sequence[MemoryVersion]:
@@ -89,7 +90,7 @@ class History(Changes):
         Args:
             ident: the memory.
             version_num: from 1.
-            embedding: the vector of that version's content, shape (384,).
+            embedding: the vector of that version's content, of the organization's model, shape (384,) unless it moved.
             reason: for the version history; the step itself is a version, too, unless it changes nothing.
             actor: who decided, for the version history.
 
@@ -105,12 +106,17 @@ class History(Changes):
         """
         validation.integer("version_num", version_num, 1, 2**31 - 1)
         vector = check_embedding(embedding)
+        space = await self._space_now(hold=True)
+        if vector is not None:
+            space.check(vector, None)
         async with self._change_recorded(reason=reason, actor=actor, operation=VersionOperation.REVERTED):
             memory = (await self._locked([ident]))[validation.uuid("id", ident)]
             version = await self._version(memory.id, version_num)
             if memory.content != version.content:
                 memory.content = version.content
-                memory.embedding = None if vector is None else vector.to_list()
+                memory.embedding = None if vector is None or space.id is not None else vector.to_list()
+                await self._flush()
+                await self._put(space, memory.id, vector)
             elif vector is not None:
                 raise InvalidInputError("embedding", "given", "must be left out where the content stays the same")
             memory.category = version.category

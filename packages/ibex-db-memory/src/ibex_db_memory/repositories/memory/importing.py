@@ -110,7 +110,7 @@ class Importing(Moving):
             if not await check_table(connection, name, "payload"):
                 raise InvalidInputError("table", f"{schema}.{table}", "is no table of mem0's: it has no payload")
             if options.embeddings:
-                await check_table(connection, name, "vector")
+                await check_table(connection, name, "vector", (await self._space_now()).dimensions)
             query = mem0.query(name, embeddings=options.embeddings)
             async with aclosing(rows(connection, query)) as found:
                 return await self._bring(found, lambda row: str(row["id"]), read, options)
@@ -167,7 +167,9 @@ class Importing(Moving):
         async with opened(source) as connection:
             if not await check_table(connection, store, "value"):
                 raise InvalidInputError("schema", schema, "has no table store of LangGraph's")
-            embedded = options.embeddings and await check_table(connection, vectors, "embedding")
+            embedded = options.embeddings and await check_table(
+                connection, vectors, "embedding", (await self._space_now()).dimensions
+            )
             query = langgraph.query(store, vectors if embedded else None)
             async with aclosing(rows(connection, query)) as found:
                 return await self._bring(found, lambda row: f"{row['prefix']}/{row['key']}", read, options)
@@ -191,7 +193,11 @@ class Importing(Moving):
                 number += 1
                 try:
                     record = await read(row)
-                    one = record if isinstance(record, str) else incoming.memory({**record, **_model(options, record)})
+                    one = (
+                        record
+                        if isinstance(record, str)
+                        else incoming.memory({**record, **_model(options, record)}, space=loader.space)
+                    )
                 except InvalidInputError as exc:
                     if not options.skip_invalid:
                         raise InvalidInputError(exc.field, exc.value, exc.rule, index=number) from exc

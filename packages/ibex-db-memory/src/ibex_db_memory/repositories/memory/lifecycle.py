@@ -6,21 +6,30 @@ pending_review --approve--> active --archive--> archived --restore--> active
 any --forget--> (deleted) --restore--> as it was
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from uuid import UUID
 
 from sqlalchemy import delete
 from sqlalchemy.dialects.postgresql import insert
 
 from ibex_db_core import validation
-from ibex_db_core.errors import IllegalTransitionError, InvalidInputError
+from ibex_db_core.errors import IllegalTransitionError, InvalidInputError, SerializationError
 from ibex_db_memory.drafts import MemoryDraft
 from ibex_db_memory.models import Memory, MemoryRelationship, MemoryStatus, RelationshipType, VersionOperation
+from ibex_db_memory.models.standing import POINTERS
 from ibex_db_memory.repositories.memory.changes import Changes, require
 from ibex_db_memory.repositories.memory.writing import Writing
 
-_POINTERS = {MemoryStatus.SUPERSEDED: "superseded_by", MemoryStatus.MERGED: "merged_into"}
+_Target = UUID | MemoryDraft | Mapping[str, object]
+
+# Each time another transaction has taken the standing of the draft's twin between two statements of this one.
+_TRIES = 20
+
 _LINKS = (RelationshipType.SUPERSEDES, RelationshipType.MERGED_FROM)
+
+
+class _TwinGoneError(Exception):
+    """The active memory that said the same as a draft is active no more: the draft is to be made after all."""
 
 
 class Lifecycle(Writing, Changes):
@@ -30,7 +39,7 @@ class Lifecycle(Writing, Changes):
         self,
         ident: UUID,
         *,
-        by: UUID | MemoryDraft | Mapping[str, object],
+        by: _Target,
         reason: str | None = None,
         actor: UUID | None = None,
     ) -> Memory:
@@ -59,11 +68,14 @@ class Lifecycle(Writing, Changes):
             >>> (await memories.current(old.id)).content
             'Has a dog.'
         """
+        ident = validation.uuid("id", ident)
+        return await self._into(by, lambda to: self._supersede(ident, to, reason=reason, actor=actor))
+
+    async def _supersede(
+        self, ident: UUID, by: UUID | MemoryDraft | Mapping[str, object], *, reason: str | None, actor: UUID | None
+    ) -> Memory:
         async with self._change_recorded(reason=reason, actor=actor):
-            ident = validation.uuid("id", ident)
-            successor_id = by if isinstance(by, UUID) else await self._made(by)
-            # Both are locked in one order, or A by B and B by A at once would wait for each other.
-            locked = await self._locked([ident, successor_id])
+            successor_id, locked = await self._target(by, [ident])
             old, successor = locked[ident], locked[successor_id]
             require(old, [MemoryStatus.ACTIVE], MemoryStatus.SUPERSEDED.value)
             _require_active(successor, "a successor")
@@ -108,10 +120,19 @@ class Lifecycle(Writing, Changes):
         wanted = [validation.uuid("idents", ident) for ident in idents]
         if not wanted:
             raise InvalidInputError("idents", [], "must name at least one memory")
+        return await self._into(into, lambda to: self._merge(wanted, to, reason=reason, actor=actor))
+
+    async def _merge(
+        self,
+        wanted: Sequence[UUID],
+        into: UUID | MemoryDraft | Mapping[str, object],
+        *,
+        reason: str | None,
+        actor: UUID | None,
+    ) -> Memory:
         async with self._change_recorded(reason=reason, actor=actor):
-            target_id = into if isinstance(into, UUID) else await self._made(into)
-            # The target is locked with the others, in one order, or two merges could wait for each other.
-            sources = dict(await self._locked([*wanted, target_id]))
+            target_id, locked = await self._target(into, wanted)
+            sources = dict(locked)
             target = sources.pop(target_id)
             _require_active(target, "the target of a merge")
             for source in sources.values():
@@ -135,7 +156,7 @@ class Lifecycle(Writing, Changes):
             <MemoryStatus.ARCHIVED: 'archived'>
         """
         allowed = [MemoryStatus.ACTIVE, MemoryStatus.PENDING_REVIEW]
-        return await self._step(
+        return await self._move(
             ident,
             allowed=allowed,
             to=MemoryStatus.ARCHIVED,
@@ -159,7 +180,7 @@ class Lifecycle(Writing, Changes):
             <MemoryStatus.ACTIVE: 'active'>
         """
         allowed = [MemoryStatus.PENDING_REVIEW]
-        return await self._step(
+        return await self._move(
             ident,
             allowed=allowed,
             to=MemoryStatus.ACTIVE,
@@ -191,7 +212,7 @@ class Lifecycle(Writing, Changes):
                 memory.deleted_at = None
             else:
                 require(memory, [MemoryStatus.ARCHIVED, MemoryStatus.SUPERSEDED, MemoryStatus.MERGED], "active")
-                for status, pointer in _POINTERS.items():
+                for status, pointer in POINTERS.items():
                     if memory.status is status:
                         await self._unlink(getattr(memory, pointer), memory.id)
                         setattr(memory, pointer, None)
@@ -212,7 +233,7 @@ class Lifecycle(Writing, Changes):
         """
         await self.delete(ident)
 
-    async def _step(
+    async def _move(
         self,
         ident: UUID,
         *,
@@ -228,9 +249,30 @@ class Lifecycle(Writing, Changes):
             memory.status = to
         return memory
 
-    async def _made(self, draft: MemoryDraft | Mapping[str, object]) -> UUID:
-        """Return the id of the memory that a draft makes, or of the active one that says the same already."""
-        return (await self.remember_many([draft])).outcomes[0].id
+    async def _into(self, to: _Target, work: Callable[[_Target], Awaitable[Memory]]) -> Memory:
+        """Do a step towards a target, again where a twin that stood for a draft has just lost its standing."""
+        for _ in range(_TRIES):
+            try:
+                return await work(to)
+            except _TwinGoneError:
+                continue
+        raise SerializationError("other transactions kept superseding the memory that says the same; run it again")
+
+    async def _target(self, to: _Target, others: Sequence[UUID]) -> tuple[UUID, Mapping[UUID, Memory]]:
+        """Return the id of the target, which a draft may make, and lock it and the others.
+
+        All are locked in one order, or A by B and B by A at once would wait for each other.
+
+        Raises:
+            _TwinGoneError: what stood for the draft was active a moment ago, and is no more.
+        """
+        if isinstance(to, UUID):
+            return to, await self._locked([to, *others])
+        outcome = (await self.remember_many([to])).outcomes[0]
+        locked = await self._locked([outcome.id, *others], missing_ok=() if outcome.created else {outcome.id})
+        if not outcome.created and (outcome.id not in locked or locked[outcome.id].status is not MemoryStatus.ACTIVE):
+            raise _TwinGoneError
+        return outcome.id, locked
 
     async def _link(self, source: Memory, targets: Iterable[Memory], kind: RelationshipType) -> None:
         edges = [

@@ -10,11 +10,10 @@ from sqlalchemy import select, text
 from ibex_db_core import validation
 from ibex_db_core.errors import InvalidInputError
 from ibex_db_core.migrations import newest
-from ibex_db_core.repository import BaseRepository
 from ibex_db_core.tenant import SCOPED
 from ibex_db_core.translation import translated
-from ibex_db_memory.models import Memory
 from ibex_db_memory.repositories.memory import statements
+from ibex_db_memory.repositories.memory.spaces import Spaces
 from ibex_db_memory.transfer import exporting
 from ibex_db_memory.transfer.fileformat import Header, Lines, Reader, header_of
 from ibex_db_memory.transfer.importing import Destination, Pouring, renamed
@@ -29,10 +28,8 @@ _MAX_BATCH = 10_000
 _SHARE = text("SELECT pg_advisory_xact_lock_shared(:number)")
 
 
-class Moving(BaseRepository[Memory]):
+class Moving(Spaces):
     """Moving memories between organizations and databases."""
-
-    model = Memory
 
     async def export(
         self,
@@ -61,14 +58,20 @@ class Moving(BaseRepository[Memory]):
             (3, True)
         """
         wanted = None if agents is None else [validation.uuid("agents", ident) for ident in agents]
-        statement = exporting.statement(agents=wanted is not None, include_deleted=include_deleted, versions=versions)
-        parameters: dict[str, object] = {"org_id": self._tenant}
+        space = await self._space_now()
+        beside = space.id is not None
+        statement = exporting.statement(
+            agents=wanted is not None, include_deleted=include_deleted, versions=versions, beside=beside
+        )
+        parameters: dict[str, object] = {"org_id": self._tenant, **space.parameters}
+        if beside:
+            parameters["embedding_model"] = space.embedding_model
         if wanted is not None:
             parameters["agents"] = wanted
         await self._flush()
         with translated():
             rows = await self._session.stream(statement, parameters, execution_options={"yield_per": 200, SCOPED: True})
-            async with aclosing(exporting.lines(cast("Any", rows), newest(), progress)) as made:
+            async with aclosing(exporting.lines(cast("Any", rows), newest(), progress, space.dimensions)) as made:
                 async for line in made:
                     yield line
 
@@ -119,7 +122,7 @@ class Moving(BaseRepository[Memory]):
         # A savepoint: whoever catches the error and goes on finds nothing half written.
         async with self._session.begin_nested():
             loader = await self._loader(include_erased=include_erased, on_item=on_item)
-            reader = Reader(lines)
+            reader = Reader(lines, loader.space.dimensions)
             async with aclosing(reader.records()) as records:
                 header = header_of(await anext(records))
                 places = await self._places(header, agents or {}, create=create_agents)
@@ -139,6 +142,7 @@ class Moving(BaseRepository[Memory]):
             key=found.scalar_one_or_none(),
             include_erased=include_erased,
             on_item=on_item,
+            space=await self._space_now(hold=True),
         )
 
     async def _places(

@@ -26,6 +26,7 @@ from sqlalchemy import (
     Engine,
     Executable,
     Text,
+    TextClause,
     Uuid,
     bindparam,
     column,
@@ -87,16 +88,30 @@ def _one(name: str) -> str:
     return f"CAST(:{name} AS {_COLUMNS[name]})"
 
 
+# Where vectors lie beside the memories, they go there, and the memory's own column stays empty.
+_VECTORED = """vectored AS (
+        INSERT INTO ibex_core.memory_vectors (org_id, space_id, id, content_hash, dimensions, embedding)
+        SELECT :org_id, CAST(:space_id AS uuid), {n}.id, {n}.content_hash, vector_dims({embedding}), {embedding}
+        FROM {source} WHERE {embedding} IS NOT NULL
+    )"""
+
+
+def _beside(value: Callable[[str], str]) -> Callable[[str], str]:
+    return lambda name: "NULL" if name == "embedding" else value(name)
+
+
 _INSERT_ONE = f"""INSERT INTO ibex_core.memories (org_id, {_NAMES}) VALUES (:org_id, {_values(_one)})
     {_CONFLICT} RETURNING {_READ_NAMES}"""
 _TWIN_OF_ONE = _twin(_one("agent_id"), _one("content_hash"), _one("status"))
 _EXPIRED = column("expired", Boolean())
 
 
-def _insert_one(statement: str, *parameters: BindParameter[Any]) -> Executable:
+def _insert_one(
+    statement: str, *parameters: BindParameter[Any], dimensions: int | None = EMBEDDING_DIMENSIONS
+) -> Executable:
     values = (
         bindparam("org_id", type_=Uuid()),
-        bindparam("embedding", type_=Vector(EMBEDDING_DIMENSIONS)),
+        bindparam("embedding", type_=Vector(dimensions)),
         bindparam("metadata", type_=JSONB()),
     )
     # Made once, so that SQLAlchemy works its cache key out once.
@@ -118,6 +133,23 @@ INSERT_TAGGED = _insert_one(
 )
 """One memory with its tags: as INSERT_ONE."""
 
+INSERT_BESIDE = _insert_one(
+    f"""
+    WITH inserted AS (
+        INSERT INTO ibex_core.memories (org_id, {_NAMES}) VALUES (:org_id, {_values(_beside(_one))})
+        {_CONFLICT} RETURNING {_READ_NAMES}
+    ), tagged AS (
+        INSERT INTO ibex_core.memory_tags (org_id, memory_id, tag)
+        SELECT :org_id, n.id, t.tag FROM inserted n, unnest(CAST(:tags AS text[])) AS t (tag)
+    ), {_VECTORED.format(n="n", embedding=_one("embedding"), source="inserted n")}
+    SELECT {_READ_NAMES} FROM inserted
+    """,
+    bindparam("tags", type_=ARRAY(Text())),
+    bindparam("space_id", type_=Uuid()),
+    dimensions=None,
+)
+"""One memory whose vector lies beside it, with its tags: as INSERT_ONE."""
+
 TWIN_OF_ONE = select(Memory, _EXPIRED).from_statement(
     text(f"SELECT {_READ_NAMES}, expires_at <= now() IS TRUE AS expired FROM ibex_core.memories m WHERE {_TWIN_OF_ONE}")
     .bindparams(bindparam("org_id", type_=Uuid()))
@@ -137,9 +169,15 @@ def _many(name: str, kind: str) -> str:
 
 
 _TWIN_OF_MANY = _twin("i.agent_id", "i.content_hash", "i.status")
+
+
 # Expired twins are locked in the order of their ids: two batches over the same ones would otherwise deadlock.
-REMEMBER_MANY = text(
-    f"""
+def _remember_many(*, beside: bool) -> TextClause:
+    value = _beside("i.{}".format) if beside else "i.{}".format
+    source = "inserted n JOIN input i USING (id)"
+    vectored = ", " + _VECTORED.format(n="i", embedding="i.embedding", source=source) if beside else ""
+    return text(
+        f"""
     WITH input AS (
         SELECT {", ".join(f"r.{name}::{kind} AS {name}" for name, kind in _COLUMNS.items())}
         FROM unnest({", ".join(_many(name, kind) for name, kind in _COLUMNS.items())}) AS r ({_NAMES})
@@ -151,25 +189,32 @@ REMEMBER_MANY = text(
         RETURNING 1
     ), inserted AS (
         INSERT INTO ibex_core.memories (org_id, {_NAMES})
-        SELECT :org_id, {_values("i.{}".format)} FROM input i WHERE (SELECT count(*) FROM retired) >= 0
+        SELECT :org_id, {_values(value)} FROM input i WHERE (SELECT count(*) FROM retired) >= 0
         {_CONFLICT}
         RETURNING id, expires_at
     ), tagged AS (
         INSERT INTO ibex_core.memory_tags (org_id, memory_id, tag)
         SELECT :org_id, n.id, t.tag
         FROM unnest(CAST(:tag_of AS uuid[]), CAST(:tag AS text[])) AS t (id, tag) JOIN inserted n USING (id)
-    )
+    ){vectored}
     SELECT i.id, COALESCE(n.id, m.id), n.id IS NOT NULL, COALESCE(n.expires_at <= now(), false) FROM input i
     LEFT JOIN inserted n ON n.id = i.id
     LEFT JOIN ibex_core.memories m
         ON {_TWIN_OF_MANY} AND n.id IS NULL AND (m.expires_at IS NULL OR m.expires_at > now())
     """
-).bindparams(
-    bindparam("org_id", type_=Uuid()),
-    *(bindparam(name, type_=NullType()) for name in (*_COLUMNS, "tag_of", "tag")),
-)
+    ).bindparams(
+        bindparam("org_id", type_=Uuid()),
+        *(bindparam(name, type_=NullType()) for name in (*_COLUMNS, "tag_of", "tag")),
+        *([bindparam("space_id", type_=Uuid())] if beside else []),
+    )
+
+
+REMEMBER_MANY = _remember_many(beside=False)
 """A batch: returns each draft's id, the id of the row that says it (NULL where that is not visible yet), whether
 that is a new row, and whether it has expired already."""
+
+REMEMBER_MANY_BESIDE = _remember_many(beside=True)
+"""A batch whose vectors lie beside the memories: as REMEMBER_MANY."""
 
 
 def columns_of(rows: Sequence[CheckedDraft], org_id: UUID, binary: bool) -> dict[str, object]:  # noqa: FBT001

@@ -15,18 +15,20 @@ from typing import Any, NamedTuple, cast
 from uuid import UUID, uuid4
 
 import pgvector
+from sqlalchemy import Executable, Result
 
 from ibex_db_core import validation
-from ibex_db_core.errors import InvalidInputError, SerializationError
+from ibex_db_core.errors import InvalidInputError, RuleViolationError, SerializationError
 from ibex_db_core.types import JsonObject, VectorLike
 from ibex_db_memory.content import content_hash
-from ibex_db_memory.drafts import CheckedDraft, MemoryDraft, check_draft
+from ibex_db_memory.drafts import CheckedDraft, MemoryDraft, check_draft, check_embedding
 from ibex_db_memory.models import Memory, MemoryCategory, MemorySource, MemoryStatus
 from ibex_db_memory.repositories.memory import statements
 from ibex_db_memory.repositories.memory.finding import Finding
 from ibex_db_memory.search.filters import Filters
 from ibex_db_memory.search.plan import sizes_for
 from ibex_db_memory.search.query import Hit
+from ibex_db_memory.search.spaces import Space
 
 # A statement that found neither its row nor the twin is tried again; each time
 # another transaction has inserted and removed the twin within microseconds.
@@ -116,7 +118,8 @@ class Writing(Finding):
             agent_id: whose memory it is.
             content: 1 to 8192 characters.
             category: what kind of thing it says.
-            embedding: shape (384,), float32, need not be normalised; None is found by no vector search.
+            embedding: shape (384,), or the dimensions of the model that the organization moved to; float32, need
+                not be normalised; None is found by no vector search.
             embedding_model: which model made the vector.
             source: how it came to be.
             status: ACTIVE or PENDING_REVIEW, as a rule; only active memories have duplicates.
@@ -132,7 +135,7 @@ class Writing(Finding):
                 similarity, in [-1, 1], with a vector of the same model, and report it.  It is kept either way.
 
         Raises:
-            InvalidInputError: which field, which value, which rule; before any SQL.
+            InvalidInputError: which field, which value, which rule; nothing is kept.
             ForeignKeyError: no such agent or session in this organization.
 
         Example:
@@ -209,12 +212,38 @@ class Writing(Finding):
         # A savepoint: whoever catches the error and goes on finds nothing half written.
         async with self._session.begin_nested(), aclosing(_batches(drafts, batch_size)) as batches:
             async for batch in batches:
-                outcomes.extend(await self._remember_batch(batch))
+                outcomes.extend(await self._remember_batch(batch, len(outcomes)))
                 if progress is not None:
                     progress(len(outcomes))
         if len(outcomes) >= _MANY:
             sizes_for(self._session.get_bind()).forget(self._tenant)
         return RememberedMany(outcomes)
+
+    async def update(self, ident: UUID, **changes: object) -> Memory:
+        """Change fields of a memory, and return it; a new content comes with its vector, or with None.
+
+        Raises:
+            InvalidInputError: no such field, a value that breaks its rule, a vector of another model than the
+                organization's, or a content without word of its vector.
+            NotFoundError: no such memory in this organization.
+
+        Example:
+            >>> kept = await memories.remember(agent_id=agent.id, content="Has a cat.", category="factual")
+            >>> (await memories.update(kept.memory.id, content="Has a dog.", embedding=None)).content
+            'Has a dog.'
+        """
+        if "embedding" not in changes:
+            return await super().update(ident, **changes)
+        vector = check_embedding(cast("VectorLike | None", changes["embedding"]))
+        space = await self._space_now(hold=True)
+        if vector is not None:
+            model = changes.get("embedding_model")
+            space.check(vector, None if model is None else str(model))
+        if space.id is not None:
+            changes = {**changes, "embedding": None}
+        memory = await super().update(ident, **changes)
+        await self._put(space, memory.id, vector)
+        return memory
 
     def _complete(self, values: dict[str, object]) -> dict[str, object]:
         """Keep content_hash in step with content in update(), and have the vector follow."""
@@ -232,12 +261,15 @@ class Writing(Finding):
         return values
 
     async def _remember_one(self, draft: CheckedDraft) -> tuple[Memory, bool]:
+        space = await self._space_of([draft])
         values = {"org_id": self._tenant, **draft.values}
         insert, tagged = statements.INSERT_ONE, values
-        if draft.tags:
+        if space.id is not None:
+            insert, tagged = statements.INSERT_BESIDE, {**values, "tags": list(draft.tags), **space.parameters}
+        elif draft.tags:
             insert, tagged = statements.INSERT_TAGGED, {**values, "tags": list(draft.tags)}
         for _ in range(_TRIES):
-            created = (await self._execute(insert, tagged)).scalar_one_or_none()
+            created = (await self._insert(insert, tagged)).scalar_one_or_none()
             if created is not None:
                 return cast("Memory", created), True
             twin = (await self._execute(statements.TWIN_OF_ONE, values, populate_existing=True)).one_or_none()
@@ -249,7 +281,30 @@ class Writing(Finding):
             await self._execute(statements.RETIRE_ONE, values)
         raise _always_outrun()
 
-    async def _remember_batch(self, batch: Sequence[CheckedDraft]) -> Sequence[Outcome]:
+    async def _space_of(self, batch: Sequence[CheckedDraft], start: int | None = None) -> Space:
+        """Return where a batch's vectors go; an error names the draft, counted from ``start``."""
+        vectors: list[tuple[pgvector.Vector, str | None]] = []
+        places: list[int] = []
+        for place, draft in enumerate(batch):
+            if (vector := cast("pgvector.Vector | None", draft.values["embedding"])) is not None:
+                vectors.append((vector, cast("str | None", draft.values["embedding_model"])))
+                places.append(place)
+        try:
+            return await self._space_to_write(vectors)
+        except InvalidInputError as exc:
+            index = None if start is None or exc.index is None else start + places[exc.index]
+            raise InvalidInputError(exc.field, exc.value, exc.rule, index=index) from exc
+
+    async def _insert(self, statement: Executable, parameters: dict[str, object]) -> Result[*tuple[Any, ...]]:
+        try:
+            return await self._execute(statement, parameters)
+        except RuleViolationError as exc:
+            self._raise_too_late(exc)
+            raise
+
+    async def _remember_batch(self, batch: Sequence[CheckedDraft], start: int) -> Sequence[Outcome]:
+        space = await self._space_of(batch, start)
+        statement = statements.REMEMBER_MANY if space.id is None else statements.REMEMBER_MANY_BESIDE
         outcomes: dict[int, Outcome] = {}
         # Positions of drafts that say the same, in the order given.  The first of each is sent; the others
         # share what becomes of it, unless it has expired already: then it is gone for them, and the next is sent.
@@ -263,8 +318,8 @@ class Writing(Finding):
             rows = [batch[alike[key][0]] for key in keys]
             key_of = {row.values["id"]: key for row, key in zip(rows, keys, strict=True)}
             unseen = False
-            parameters = statements.columns_of(rows, self._tenant, self._binary)
-            for wanted, found, created, expired in (await self._execute(statements.REMEMBER_MANY, parameters)).all():
+            parameters = {**statements.columns_of(rows, self._tenant, self._binary), **space.parameters}
+            for wanted, found, created, expired in (await self._insert(statement, parameters)).all():
                 if found is None:
                     unseen = True
                     continue

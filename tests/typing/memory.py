@@ -1,7 +1,6 @@
-"""A consumer's file: what the verbs give, as a service's type checker sees it.
+"""A service's file on ibex-db-memory: what the verbs give, as the service's type checker sees it.
 
-Never run; `tests/test_typing.py` has mypy and pyright, both strict, read it against the
-installed wheels.
+Never run; see core.py.
 """
 
 from collections.abc import Sequence
@@ -14,13 +13,11 @@ from sqlalchemy import select
 
 from ibex_db import (
     Agent,
-    AgentRepository,
     Checkpoint,
     Database,
     Hit,
     Hits,
     HotMemory,
-    IssuedToken,
     Kept,
     Memory,
     MemoryCategory,
@@ -30,26 +27,17 @@ from ibex_db import (
     MemoryVersion,
     Organization,
     OrganizationTier,
-    Page,
     RememberedMany,
-    Revision,
     ScopedSession,
     Session,
     SessionRepository,
-    TokenRepository,
 )
 
 
-async def sessions(org_id: UUID) -> None:
-    async with Database.from_env() as db:
-        assert_type(db, Database)
-        assert_type(await db.upgrade(), list[Revision])
-        async with db.platform(reason="sign-up") as session:
-            assert_type(session, ScopedSession)
-        async with db.tenant(org_id, read_only=True) as session:
-            assert_type(session, ScopedSession)
-            assert_type(await session.get(Agent, org_id), Agent | None)
-            assert_type((await session.scalars(select(Memory.content))).all(), Sequence[str])
+async def statements(db: Database, org_id: UUID) -> None:
+    async with db.tenant(org_id, read_only=True) as session:
+        assert_type(await session.get(Agent, org_id), Agent | None)
+        assert_type((await session.scalars(select(Memory.content))).all(), Sequence[str])
 
 
 async def unit_of_work(session: ScopedSession, agent_id: UUID, *, limit: int) -> Sequence[Hit]:
@@ -58,26 +46,6 @@ async def unit_of_work(session: ScopedSession, agent_id: UUID, *, limit: int) ->
 
 async def retried(db: Database, org_id: UUID) -> None:
     assert_type(await db.run(org_id, unit_of_work, org_id, limit=3), Sequence[Hit])
-
-
-async def rows(session: ScopedSession, ident: UUID) -> None:
-    agents = AgentRepository(session)
-    assert_type(await agents.get(ident), Agent)
-    assert_type(await agents.get_or_none(ident), Agent | None)
-    assert_type(await agents.get_many([ident]), Sequence[Agent])
-    assert_type(await agents.list(Agent.name == "Support", limit=10), Page[Agent])
-    assert_type(await agents.find(), Sequence[Agent])
-    assert_type(await agents.add(Agent(name="Support", slug="support")), Agent)
-    assert_type(await agents.update(ident, name="Help"), Agent)
-    assert_type(await agents.count(), int)
-    assert_type(await agents.exists(), bool)
-    assert_type(await agents.by_slug("support"), Agent | None)
-    async for agent in agents.stream():
-        assert_type(agent, Agent)
-
-    page = await agents.list()
-    assert_type(page.items, Sequence[Agent])
-    assert_type(page.next_cursor, str | None)
 
 
 async def memories(session: ScopedSession, agent_id: UUID, vector: list[float]) -> None:
@@ -124,9 +92,3 @@ async def runs(session: ScopedSession, agent_id: UUID) -> None:
     assert_type(run, Session)
     assert_type(await sessions.checkpoint(run.id, {"turn": 1}), Checkpoint)
     assert_type(await sessions.latest_checkpoint(run.id), Checkpoint | None)
-
-
-async def tokens(session: ScopedSession, user_id: UUID) -> None:
-    issued = await TokenRepository(session).issue(name="laptop", user_id=user_id)
-    assert_type(issued, IssuedToken)
-    assert_type(issued.plaintext, str)

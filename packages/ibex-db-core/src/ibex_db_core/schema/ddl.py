@@ -1,0 +1,111 @@
+"""The statements that make the tables as they are today: what a person reads to know the schema.
+
+Databases are made by ``ibex-db upgrade``, which also knows the way from yesterday's schema and writes down how
+far it came.  This is where that way ends, in one piece; a test runs it and lets the doctor compare.
+"""
+
+from collections.abc import Iterable
+from typing import cast
+
+from sqlalchemy import MetaData, Table
+from sqlalchemy.dialects.postgresql.base import PGDialect
+from sqlalchemy.schema import CreateIndex, CreateTable
+
+from ibex_db_core.base import SCHEMA
+from ibex_db_core.guards import Function, Grant, Guards
+from ibex_db_core.policies import (
+    APP_ROLE,
+    OWNER_ROLE,
+    PLATFORM_ROLE,
+    SIGNED_ORG,
+    create_roles,
+    create_trigger_functions,
+    secure_platform,
+    secure_table,
+)
+
+_POSTGRES = PGDialect()  # type: ignore[no-untyped-call]
+
+_HEAD = f"""\
+-- Schema {SCHEMA} as the installed wheels expect it: for reading.
+-- Make databases with `ibex-db upgrade`; it brings older ones up to date, and records what it did."""
+
+
+def ddl(models: MetaData) -> str:
+    """Return the statements for every table of a metadata, parents first, as one script.
+
+    Partitions are not in it: the first migration makes them, in the number that was asked for.  Nor is the table of
+    signing keys, which the owner alone may read and no model maps.
+    """
+    parts = [_HEAD, _block("Roles, schema, and what every table calls", _ground())]
+    parts += [_block(table.name, _table(table)) for table in models.sorted_tables]
+    return "\n\n".join(parts) + "\n"
+
+
+def _block(title: str, statements: Iterable[str]) -> str:
+    return "\n\n".join([f"-- {title}", *(f"{statement.strip()};" for statement in statements)])
+
+
+def _ground() -> list[str]:
+    return [
+        *create_roles(),
+        "CREATE EXTENSION IF NOT EXISTS vector",
+        f"CREATE SCHEMA {SCHEMA} AUTHORIZATION {OWNER_ROLE}",
+        f"GRANT USAGE ON SCHEMA {SCHEMA} TO {APP_ROLE}, {PLATFORM_ROLE}",
+        f"SET ROLE {OWNER_ROLE}",
+        *create_trigger_functions(),
+        *_function(SIGNED_ORG),
+    ]
+
+
+def _table(table: Table) -> list[str]:
+    guards = cast("Guards", table.info["guards"])
+    name = f"{table.schema}.{table.name}"
+    secured = secure_platform(table.name) if table.info.get("platform_only") else secure_table(table)
+    indexes = sorted(table.indexes, key=lambda index: str(index.name))
+    return [
+        _compiled(CreateTable(table)),
+        *(_compiled(CreateIndex(index)) for index in indexes),
+        *_storage(table, name, guards),
+        *secured,
+        *(statement for function in guards.functions for statement in _function(function)),
+        *(trigger.create() for trigger in guards.triggers),
+        *(policy.create(name) for policy in guards.policies),
+        *(f"GRANT {grant.privilege}{_columns(grant)} ON {name} TO {grant.role}" for grant in guards.grants),
+    ]
+
+
+def _columns(grant: Grant) -> str:
+    return f" ({', '.join(grant.columns)})" if grant.columns else ""
+
+
+def _storage(table: Table, name: str, guards: Guards) -> list[str]:
+    kept = [f"ALTER TABLE {name} ALTER COLUMN {column} SET STORAGE {kind}" for column, kind in guards.storage.items()]
+    partitioned = bool(table.dialect_options["postgresql"]["partition_by"])
+    if guards.fillfactor != 100 and not partitioned:  # noqa: PLR2004 - Postgres's own default
+        kept.append(f"ALTER TABLE {name} SET (fillfactor = {guards.fillfactor})")
+    return kept
+
+
+def _function(function: Function) -> list[str]:
+    if function.definer is None:
+        return [function.create()]
+    made = [
+        function.create(),
+        f"REVOKE ALL ON FUNCTION {function.signature} FROM PUBLIC",
+        *(f"GRANT EXECUTE ON FUNCTION {function.signature} TO {role}" for role in function.callers),
+    ]
+    if function.definer != OWNER_ROLE:  # who makes it here
+        usage = f"SCHEMA {function.schema} TO {function.definer}"
+        made += [
+            f"GRANT USAGE ON {usage}",
+            f"GRANT CREATE ON {usage}",
+            f"ALTER FUNCTION {function.signature} OWNER TO {function.definer}",
+            f"REVOKE CREATE ON {usage.replace(' TO ', ' FROM ')}",
+        ]
+    return made
+
+
+def _compiled(statement: CreateTable | CreateIndex) -> str:
+    said = str(statement.compile(dialect=_POSTGRES))
+    return "\n".join(line.rstrip().replace("\t", "    ") for line in said.strip().splitlines())
