@@ -91,7 +91,7 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """Run mypy and pyright, both strict, on sources, tests and examples."""
+    """Run mypy and pyright, both strict, on sources, tests, examples and benchmarks."""
     _sync(session, "types", "test", "service", "release", "docs")
     session.run("mypy")
     for wheel in WHEELS:  # a run each: every package has its own conftest.py
@@ -99,6 +99,7 @@ def types(session: nox.Session) -> None:
     session.run("mypy", "tests", "--exclude", "^tests/outages/")
     session.run("mypy", "tests/outages")
     session.run("mypy", "examples")
+    session.run("mypy", "benchmarks")
     session.run("mypy", "tools")
     session.run("mypy", "docs")
     session.run("pyright", "--pythonpath", shutil.which("python", path=session.bin) or "python")
@@ -233,6 +234,13 @@ def bump(session: nox.Session) -> None:
     """Move all three versions, `nox -s bump -- minor`, and write the changelog from its fragments."""
     _sync(session, "release")
     session.run("python", "tools/bump.py", *session.posargs)
+
+
+@nox.session(default=False)
+def bench(session: nox.Session) -> None:
+    """Measure beside hand-written asyncpg and the peers; with `-- --size full --docs`, for docs/benchmarks.md."""
+    _sync(session, "bench")
+    session.run("python", "-m", "benchmarks", *session.posargs)
 
 
 @nox.session(default=False)

@@ -61,7 +61,7 @@ class Corpus:
     def __init__(self, rows: int) -> None:
         drawn = np.random.default_rng(1)
         self.vectors = [list(map(float, row)) for row in drawn.standard_normal((rows, 384)).astype("float32")]
-        chosen = random.Random(1)  # noqa: S311 - chance, no secret
+        chosen = random.Random(1)
         self.texts = [f"{number} {' '.join(chosen.choices(WORDS, k=9))}" for number in range(rows)]
         self.org_id = self.agent_id = UUID(int=0)
         self.ids: list[UUID] = []
@@ -140,7 +140,7 @@ async def compare(services: dict[str, Database], corpus: Corpus, work: Work, rou
 def ratio(times: Sequence[float], base: Sequence[float]) -> tuple[float, float, float]:
     """Return the median of the rounds' ratios, and its 95 % interval."""
     ratios = [one / other for one, other in zip(times, base, strict=True)]
-    drawn = random.Random(1)  # noqa: S311 - chance, no secret
+    drawn = random.Random(1)
     middles = sorted(statistics.median(drawn.choices(ratios, k=len(ratios))) for _ in range(1000))
     return statistics.median(ratios), middles[25], middles[974]
 

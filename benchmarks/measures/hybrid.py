@@ -1,0 +1,33 @@
+"""Search by vector and words together, over its vector leg alone."""
+
+from collections.abc import Sequence
+
+from benchmarks import ours
+from benchmarks.bench import Bench
+from benchmarks.results import OURS, Finding
+from benchmarks.timing import clocked, interleave
+
+NAME = "hybrid"
+VECTOR = f"{OURS}, vector leg"
+
+
+async def measure(bench: Bench) -> list[Finding]:
+    """Search tenants of each size both ways."""
+    return [finding for rows in bench.size.tenants for finding in await _at(bench, rows)]
+
+
+async def _at(bench: Bench, rows: int) -> list[Finding]:
+    queries = bench.data.queries(rows)
+
+    async def vector(number: int) -> Sequence[int]:
+        return await ours.search(bench.database, queries[number])
+
+    async def both(number: int) -> Sequence[int]:
+        return await ours.search(bench.database, queries[number], text=True)
+
+    step = bench.steps(len(queries))
+    times = await interleave({VECTOR: clocked(vector), OURS: clocked(both)}, len(queries), step=step)
+    return [
+        Finding(NAME, name, {"tenant": rows}, {**run.milliseconds(), **run.over(times[VECTOR])})
+        for name, run in times.items()
+    ]

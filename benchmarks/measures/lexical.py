@@ -1,0 +1,88 @@
+"""Search by words: ours, under row-level security, over the same SQL by a login that no policy binds.
+
+``naive`` is that SQL under the policies: ``@@`` is not leakproof, so the index of
+words is not used, and every row of the tenant is read instead.
+"""
+
+from collections.abc import Awaitable, Callable, Sequence
+
+from benchmarks import handwritten, ours
+from benchmarks.bench import Bench
+from benchmarks.dataset import K, Query
+from benchmarks.results import OURS, Finding
+from benchmarks.server import BYPASS, Raw
+from benchmarks.timing import clocked, interleave
+from ibex_db_memory.search.lexical import K1, B
+
+NAME = "lexical"
+FREE = "hand-written BM25, policies off"
+NAIVE = "hand-written BM25, policies on"
+
+# In larger tenants the naive way takes seconds a search.
+_NAIVE_UP_TO = 10_000
+
+# The function memories_bm25 (migration memory_0002) and the lookup of what it finds, in one plain statement.
+_BM25 = f"""
+WITH terms AS (
+    SELECT array_agg(DISTINCT quote_literal(lexeme)::tsquery) AS each,
+        string_agg(DISTINCT quote_literal(lexeme), ' | ')::tsquery AS any_of
+    FROM unnest(tsvector_to_array(to_tsvector('english', $2))) AS lexeme
+), found AS MATERIALIZED (
+    SELECT m.id, m.search_vector || ''::tsvector AS words FROM ibex_core.memories m
+    WHERE m.org_id = $1 AND m.search_vector @@ (SELECT any_of FROM terms)
+), used AS (
+    SELECT found.id, length(found.words) AS length, count(*) OVER (PARTITION BY term.number) AS df,
+        ts_rank_cd('{{1, 1, 1, 1}}', found.words, term.query)::float8 AS tf
+    FROM terms, unnest(terms.each) WITH ORDINALITY AS term (query, number)
+    JOIN found ON found.words @@ term.query
+), best AS (
+    SELECT used.id, sum(ln(1 + (greatest($3::bigint - used.df, 0) + 0.5::float8) / (used.df + 0.5::float8))
+        * used.tf * ({K1} + 1) / (used.tf + {K1} * (1 - {B} + {B} * used.length / 20.0::float8))) AS score
+    FROM used GROUP BY used.id ORDER BY score DESC, used.id LIMIT $4
+)
+SELECT {", ".join(f"m.{name.strip()}" for name in handwritten.COLUMNS.split(","))}, best.score
+FROM best JOIN ibex_core.memories m ON m.org_id = $1 AND m.id = best.id
+WHERE m.status = 'active' AND m.deleted_at IS NULL AND (m.expires_at IS NULL OR m.expires_at > now())
+ORDER BY best.score DESC, m.id
+"""
+
+
+async def measure(bench: Bench) -> list[Finding]:
+    """Search tenants of each size for four words that one of their memories says."""
+    async with Raw.connected(bench.cluster, bench.database_name, pool_size=1, user=BYPASS) as free:
+        return [finding for rows in bench.size.tenants for finding in await _at(bench, free, rows)]
+
+
+async def _at(bench: Bench, free: Raw, rows: int) -> list[Finding]:
+    queries = bench.data.queries(rows)
+
+    async def mine(number: int) -> Sequence[int]:
+        return await ours.search(bench.database, queries[number], text=True, vector=False)
+
+    contestants = {FREE: clocked(_by(free, queries)), OURS: clocked(mine)}
+    if rows <= _NAIVE_UP_TO:
+        contestants[NAIVE] = clocked(_by(bench.raw, queries))
+    times = await interleave(contestants, len(queries), step=bench.steps(len(queries)))
+    return [
+        Finding(
+            NAME,
+            name,
+            {"tenant": rows},
+            {
+                **run.milliseconds(),
+                **run.over(times[FREE]),
+                "rows": sum(len(answer) for answer in run.answers) / len(queries),
+            },
+        )
+        for name, run in times.items()
+    ]
+
+
+def _by(raw: Raw, queries: Sequence[Query]) -> Callable[[int], Awaitable[Sequence[int]]]:
+    async def search(number: int) -> Sequence[int]:
+        query = queries[number]
+        async with raw.tenant(query.tenant.org_id) as connection:
+            found = await connection.fetch(_BM25, query.tenant.org_id, query.text, query.tenant.rows, K)
+        return [hit["id"].int - 1 for hit in found]
+
+    return search

@@ -1,0 +1,111 @@
+"""What row-level security costs: our own statements, as a service's login and as one that no policy binds.
+
+Both logins have the same rights and get the same SQL with the same filter on
+the organization; both send it through asyncpg, so that nothing else differs.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
+
+import pgvector
+from sqlalchemy import text
+
+from benchmarks import handwritten
+from benchmarks.bench import Bench
+from benchmarks.dataset import K, Query, Tenant, memory_id
+from benchmarks.results import Finding
+from benchmarks.server import BYPASS, Raw
+from benchmarks.statements import rendered
+from benchmarks.timing import clocked, interleave
+from ibex_db_memory.search import query as searching
+from ibex_db_memory.search.plan import EXACT_UP_TO
+from ibex_db_memory.search.ranking import HotWeights, statement as hot_statement
+
+NAME = "rls"
+ON, OFF = "policies on", "policies off"
+
+_GET = text(f"SELECT {handwritten.COLUMNS} FROM ibex_core.memories WHERE org_id = $1 AND id = $2")
+
+# From a query, the SQL of one hot path and its arguments.
+Path = Callable[[Query], tuple[str, Sequence[Any]]]
+NONE: frozenset[str] = frozenset()
+
+
+def _search(query: Query) -> tuple[str, Sequence[Any]]:
+    exact = query.tenant.rows <= EXACT_UP_TO
+    vector = pgvector.Vector(query.vector)
+    return rendered(
+        searching.statement(NONE, exact=exact), {"org_id": query.tenant.org_id, "query": vector, "limit": K}
+    )
+
+
+def _hot(query: Query) -> tuple[str, Sequence[Any]]:
+    given: Mapping[str, object] = {"org_id": query.tenant.org_id, "limit": K, **HotWeights().parameters}
+    return rendered(hot_statement(NONE), given)
+
+
+def _get(query: Query) -> tuple[str, Sequence[Any]]:
+    return str(_GET), (query.tenant.org_id, memory_id(min(query.truth)))
+
+
+def _count(query: Query) -> tuple[str, Sequence[Any]]:
+    return handwritten.RETRIEVED, (query.tenant.org_id, [memory_id(row) for row in sorted(query.truth)])
+
+
+PATHS: Mapping[str, Path] = {"search": _search, "hot": _hot, "get": _get, "record_retrieval": _count}
+
+
+async def measure(bench: Bench) -> list[Finding]:
+    """Run each hot query in tenants of each size, and an insert."""
+    async with Raw.connected(bench.cluster, bench.database_name, pool_size=1, user=BYPASS) as free:
+        logins = {OFF: free, ON: bench.raw}
+        found: list[Finding] = []
+        for name, path in PATHS.items():
+            for rows in bench.size.tenants:
+                found += await _compare(bench, logins, name, rows, path)
+        return found + await _insert(bench, logins)
+
+
+async def _compare(bench: Bench, logins: Mapping[str, Raw], name: str, rows: int, path: Path) -> list[Finding]:
+    queries = bench.data.queries(rows)
+    made = [path(query) for query in queries]
+
+    def by(raw: Raw) -> Callable[[int], Awaitable[int]]:
+        async def run(number: int) -> int:
+            sql, arguments = made[number]
+            async with raw.tenant(queries[number].tenant.org_id) as connection:
+                return len(await connection.fetch(sql, *arguments))
+
+        return run
+
+    contestants = {login: clocked(by(raw)) for login, raw in logins.items()}
+    times = await interleave(contestants, len(queries), step=bench.steps(len(queries)))
+    return [
+        Finding(
+            NAME,
+            login,
+            {"query": name, "tenant": rows},
+            {**run.milliseconds(), **run.over(times[OFF]), "rows": float(sum(run.answers))},
+        )
+        for login, run in times.items()
+    ]
+
+
+async def _insert(bench: Bench, logins: Mapping[str, Raw]) -> list[Finding]:
+    tenant: Tenant = await bench.fresh_tenant()
+
+    def by(raw: Raw) -> Callable[[int], Awaitable[int]]:
+        fresh = iter(zip(*bench.fresh_memories(2 * bench.size.writes), strict=True))
+
+        async def run(_number: int) -> int:
+            await handwritten.insert(raw, tenant, handwritten.row_of(tenant, *next(fresh)))
+            return 1
+
+        return run
+
+    contestants = {login: clocked(by(raw)) for login, raw in logins.items()}
+    times = await interleave(contestants, bench.size.writes, step=bench.steps(bench.size.writes))
+    return [
+        Finding(NAME, login, {"query": "insert"}, {**run.milliseconds(), **run.over(times[OFF])})
+        for login, run in times.items()
+    ]

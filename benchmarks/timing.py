@@ -1,0 +1,121 @@
+"""Times taken side by side: A B A B, the order turned from round to round, and their medians compared."""
+
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+import numpy as np
+
+A = TypeVar("A")
+P = TypeVar("P")
+
+_RESAMPLES = 500
+
+
+@dataclass(frozen=True)
+class Shot(Generic[A]):
+    """One thing done: the seconds that it took, what came of it, and the seconds of this process's processor."""
+
+    seconds: float
+    answer: A
+    processor: float = 0.0
+
+
+Contestant = Callable[[int], Awaitable[Shot[A]]]
+"""Does the thing for the round of that number."""
+
+
+def clocked(work: Callable[[int], Awaitable[A]]) -> Contestant[A]:
+    """Take the time around a coroutine."""
+
+    async def shoot(number: int) -> Shot[A]:
+        used, start = time.process_time(), time.perf_counter()
+        answer = await work(number)
+        return Shot(time.perf_counter() - start, answer, time.process_time() - used)
+
+    return shoot
+
+
+def prepared(prepare: Callable[[], P], work: Callable[[P], Awaitable[A]]) -> Contestant[A]:
+    """Take the time around a coroutine, but not around making what it works on."""
+
+    async def shoot(_number: int) -> Shot[A]:
+        given = prepare()
+        used, start = time.process_time(), time.perf_counter()
+        answer = await work(given)
+        return Shot(time.perf_counter() - start, answer, time.process_time() - used)
+
+    return shoot
+
+
+@dataclass
+class Times(Generic[A]):
+    """What one contestant needed, round by round."""
+
+    shots: list[Shot[A]] = field(default_factory=list[Shot[A]])
+
+    @property
+    def seconds(self) -> Sequence[float]:
+        """Each round's time."""
+        return [shot.seconds for shot in self.shots]
+
+    @property
+    def answers(self) -> Sequence[A]:
+        """Each round's answer."""
+        return [shot.answer for shot in self.shots]
+
+    @property
+    def p50(self) -> float:
+        """The median, in seconds."""
+        return float(np.median(self.seconds))
+
+    @property
+    def p95(self) -> float:
+        """What 95 of 100 rounds do not exceed, in seconds."""
+        return float(np.quantile(self.seconds, 0.95))
+
+    def milliseconds(self) -> dict[str, float]:
+        """Return p50 and p95 as a finding shows them, and the median of the client's own processor time."""
+        processor = float(np.median([shot.processor for shot in self.shots]))
+        client = {"client_ms": processor * 1000} if processor else {}
+        return {"p50_ms": self.p50 * 1000, "p95_ms": self.p95 * 1000, **client}
+
+    def over(self, other: "Times[A]") -> dict[str, float]:
+        """Return this median over the other's, and where 95 % of resampled pairs of rounds put it."""
+        mine, theirs = np.array(self.seconds), np.array(other.seconds)
+        draw = np.random.default_rng(7)
+        ratios: list[float] = []
+        for _ in range(_RESAMPLES):
+            rounds = draw.integers(min(len(mine), len(theirs)), size=min(len(mine), len(theirs)))
+            ratios.append(float(np.median(mine[rounds]) / np.median(theirs[rounds])))
+        low, high = np.quantile(ratios, (0.025, 0.975))
+        return {"ratio": self.p50 / other.p50, "ratio_low": float(low), "ratio_high": float(high)}
+
+
+async def interleave(
+    contestants: Mapping[str, Contestant[A]],
+    rounds: int,
+    *,
+    warm: int = 5,
+    step: Callable[[], None] = lambda: None,
+) -> dict[str, Times[A]]:
+    """Have every contestant do every round; who goes first changes, so that no one always finds warm pages.
+
+    Args:
+        contestants: by name.
+        rounds: how many are timed, numbered from 0.
+        warm: rounds before them that are not.
+        step: called after each timed round.
+    """
+    names = list(contestants)
+    times: dict[str, Times[A]] = {name: Times() for name in names}
+    for number in range(-min(warm, rounds), rounds):
+        first = number % len(names)
+        for name in (*names[first:], *names[:first]):
+            shot = await contestants[name](number % rounds)
+            if number >= 0:
+                times[name].shots.append(shot)
+        if number >= 0:
+            step()
+    return times
