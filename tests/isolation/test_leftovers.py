@@ -6,7 +6,13 @@ from uuid import UUID
 import pytest
 from bouncer import Route
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_scoped_session, create_async_engine
+from sqlalchemy.ext.asyncio import (
+    AsyncEngine,
+    AsyncSession,
+    async_scoped_session,
+    async_sessionmaker,
+    create_async_engine,
+)
 from two import ONE, Two
 
 from ibex_db import (
@@ -132,7 +138,7 @@ async def test_rule_5_a_plain_session_on_a_tenants_connection_serves_nobody_else
 
         assert set((await session.execute(_ORGS)).scalars()) == {two.a.org_id}
         same = AsyncSession(bind=await session.connection())
-        assert await MemoryRepository(same, two.a.org_id).get(two.a.memory_id)
+        assert (await MemoryRepository(same, two.a.org_id).get(two.a.memory_id)).org_id == two.a.org_id
 
 
 @pytest.fixture
@@ -148,7 +154,7 @@ async def plain(route: Route, shared: TestDatabase) -> AsyncIterator[AsyncEngine
 async def test_rule_5_two_plain_sessions_on_one_connection_serve_one_organization(plain: AsyncEngine, two: Two) -> None:
     async with plain.connect() as connection:
         first, second = AsyncSession(bind=connection), AsyncSession(bind=connection)
-        assert await MemoryRepository(first, two.a.org_id).get(two.a.memory_id)
+        assert (await MemoryRepository(first, two.a.org_id).get(two.a.memory_id)).org_id == two.a.org_id
         with pytest.raises(TenantMismatchError):
             await MemoryRepository(second, two.b.org_id).get(two.b.memory_id)
         assert set((await first.execute(_ORGS)).scalars()) == {two.a.org_id}
@@ -167,11 +173,11 @@ async def test_rule_5_once_its_transaction_is_over_a_connection_may_serve_anothe
 ) -> None:
     for tenant in (two.a, two.b, two.a):
         async with AsyncSession(plain) as session:
-            assert await MemoryRepository(session, tenant.org_id).get(tenant.memory_id)
+            assert (await MemoryRepository(session, tenant.org_id).get(tenant.memory_id)).org_id == tenant.org_id
 
 
 async def test_a_registry_of_sessions_is_refused_with_the_way_out(plain: AsyncEngine, a: UUID) -> None:
-    registry = async_scoped_session(lambda: AsyncSession(plain), scopefunc=lambda: 1)  # type: ignore[arg-type, return-value]
+    registry = async_scoped_session(async_sessionmaker(plain), scopefunc=lambda: 1)
     with pytest.raises(InvalidInputError, match="async_scoped_session"):
         MemoryRepository(registry, a)  # type: ignore[arg-type]
     assert await MemoryRepository(registry(), a).count() > 0

@@ -344,12 +344,12 @@ class Guard:
 
     def _set(self, session: Session, connection: Connection, transaction: SessionTransaction | None = None) -> None:
         _claim(connection, self.org_id)
-        if (signature := self._signature(connection)) is None:
-            found = connection.execute(_SET, {"org": str(self.org_id)}).scalar_one()
-        else:
-            found = connection.execute(_SET_SIGNED, {"org": str(self.org_id), "signature": signature}).first()[0]  # type: ignore[index]
+        signature = self._signature(connection)
+        statement = _SET if signature is None else _SET_SIGNED
+        parameters = {"org": str(self.org_id), "signature": signature}
+        found = cast("str", connection.execute(statement, parameters).scalars().one())
         if found != str(self.org_id):
-            raise TenantMismatchError(found, self.org_id, "transaction")
+            raise TenantMismatchError(validation.uuid(TENANT_SETTING, found), self.org_id, "transaction")
         if connection.dialect.detect_autocommit_setting(connection.connection.dbapi_connection):  # type: ignore[arg-type]
             raise TenantError(
                 "this session runs in AUTOCOMMIT: the tenant is a transaction-local setting and would vanish, "
