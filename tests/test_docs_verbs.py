@@ -4,6 +4,7 @@ import inspect
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -17,19 +18,17 @@ TOLD = "\n".join(page.read_text(encoding="utf-8") for page in [ROOT / "README.md
 
 # SteppedRepository changes how update() works, and adds no verb.
 EVERYBODY = (BaseRepository, SteppedRepository)
-CALLED = (type(re.compile), classmethod, staticmethod)
+CALLED: tuple[type, ...] = (type(re.compile), classmethod, staticmethod)
 
 
 def verbs() -> Iterator[tuple[str, str]]:
     """Yield class and name of each verb that a class has beside those that every repository has."""
-    for found in (getattr(ibex_db, name) for name in dir(ibex_db)):
-        if not (
-            inspect.isclass(found)
-            and found is not SteppedRepository
-            and issubclass(found, BaseRepository | Database | Reembedding)
-        ):
+    public = [value for name in dir(ibex_db) if isinstance(value := getattr(ibex_db, name), type)]
+    for found in public:
+        if found is SteppedRepository or not issubclass(found, BaseRepository | Database | Reembedding):
             continue
-        for name, member in inspect.getmembers_static(found):
+        members: list[tuple[str, object]] = inspect.getmembers_static(cast("type", found))
+        for name, member in members:
             own = found is BaseRepository or not any(member is vars(base).get(name) for base in EVERYBODY)
             if not name.startswith("_") and own and isinstance(member, CALLED):
                 yield found.__name__, name
