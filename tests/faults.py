@@ -353,6 +353,11 @@ _BM25 = (
     "ibex_core.memories_bm25(query text, agents uuid[], corpus_rows bigint, mean_length double precision,"
     " k1 double precision, b double precision)"
 )
+_SERVICE = "CREATE ROLE doctor_one LOGIN IN ROLE ibex_app"
+_PEEK = (
+    "CREATE SCHEMA tools; CREATE FUNCTION tools.peek() RETURNS bigint LANGUAGE sql STABLE SECURITY DEFINER"
+    " AS 'SELECT count(*) FROM ibex_core.users'"
+)
 FUNCTIONS = [
     Fault("function-unknown", "ibex_core.spy()", f"SET LOCAL ROLE ibex_owner; CREATE {_SPY}"),
     Fault(
@@ -385,6 +390,39 @@ FUNCTIONS = [
         _BM25,
         f"ALTER FUNCTION {_BM25} RESET search_path",
     ),
+    Fault("function-search-path", _BM25, f"ALTER FUNCTION {_BM25} SET search_path = pg_catalog"),
+    Fault("function-search-path", _BM25, f"ALTER FUNCTION {_BM25} SET search_path = public, pg_catalog"),
+    Fault("function-search-path", _BM25, f'ALTER FUNCTION {_BM25} SET search_path = "$user", public'),
+    Fault("function-search-path", _BM25, f"ALTER FUNCTION {_BM25} SET search_path = 'pg_catalog, pg_temp'"),
+    Fault(
+        "function-search-path",
+        "ibex_core.signed_org()",
+        "ALTER FUNCTION ibex_core.signed_org() SET search_path = pg_temp, pg_catalog",
+    ),
+    Fault("function-changed", _BM25, f"ALTER FUNCTION {_BM25} SET app.current_org_id = ''"),
+    Fault("function-changed", _BM25, f"ALTER FUNCTION {_BM25} RESET plan_cache_mode"),
+    Fault("function-changed", "ibex_core.keep_org()", "ALTER FUNCTION ibex_core.keep_org() SET role = ibex_owner"),
+    Fault("function-changed", "ibex_core.keep_org()", "ALTER FUNCTION ibex_core.keep_org() SET search_path = public"),
+    # It may be executed by a service alone, and its owner is mighty by way of another role.
+    *(
+        Fault(
+            "function-definer",
+            "tools.peek()",
+            f"{_SERVICE}; {owner}; {_PEEK}; ALTER FUNCTION tools.peek() OWNER TO doctor_other;"
+            f"REVOKE ALL ON FUNCTION tools.peek() FROM PUBLIC; GRANT EXECUTE ON FUNCTION tools.peek() TO {caller}",
+        )
+        for owner, caller in (
+            ("CREATE ROLE doctor_other IN ROLE ibex_owner", "doctor_one"),
+            ("CREATE ROLE doctor_other LOGIN IN ROLE ibex_platform", "doctor_one"),
+            ("CREATE ROLE doctor_other BYPASSRLS", "doctor_one"),
+            ("CREATE ROLE doctor_other SUPERUSER", "doctor_one"),
+            (
+                "CREATE ROLE doctor_other IN ROLE ibex_owner; CREATE ROLE doctor_group;"
+                "GRANT doctor_group TO doctor_one WITH INHERIT FALSE",
+                "doctor_group",
+            ),
+        )
+    ),
     Fault("function-public", _BM25, f"GRANT EXECUTE ON FUNCTION {_BM25} TO PUBLIC"),
     Fault(
         "function-leakproof",
@@ -410,6 +448,26 @@ VIEWS = [
         "view-materialized",
         "ibex_core.everybody",
         "CREATE MATERIALIZED VIEW ibex_core.everybody AS SELECT * FROM ibex_core.users",
+    ),
+    Fault(
+        "view-not-invoker",
+        "public.keys",
+        "CREATE VIEW public.keys AS SELECT * FROM ibex_core.signing_keys",
+    ),
+    Fault(
+        "view-materialized",
+        "tools.keys",
+        "CREATE SCHEMA tools; CREATE MATERIALIZED VIEW tools.keys AS SELECT * FROM ibex_core.signing_keys",
+    ),
+    Fault(
+        "view-not-invoker",
+        "public.gone",
+        "CREATE VIEW public.gone AS SELECT * FROM ibex_core.organization_erasures",
+    ),
+    Fault(
+        "view-not-invoker",
+        "public.books",
+        "CREATE VIEW public.books AS SELECT * FROM ibex_core.alembic_version",
     ),
 ]
 
@@ -458,6 +516,47 @@ ROLES = [
         "login-mixes",
         "doctor_one in doctor_root",
         "CREATE ROLE doctor_root SUPERUSER; CREATE ROLE doctor_one LOGIN IN ROLE ibex_app, doctor_root",
+    ),
+    *(
+        Fault(
+            "login-admin",
+            f"doctor_one over {role}",
+            f"{_SERVICE}; GRANT {role} TO doctor_one WITH ADMIN TRUE, INHERIT FALSE, SET FALSE",
+        )
+        for role in ("ibex_platform", "ibex_owner", "ibex_search")
+    ),
+    Fault("login-admin", "doctor_one over ibex_app", f"{_SERVICE}; GRANT ibex_app TO doctor_one WITH ADMIN TRUE"),
+    Fault(
+        "login-admin",
+        "doctor_one over ibex_platform",
+        f"{_SERVICE}; GRANT ibex_platform TO doctor_one WITH ADMIN TRUE, INHERIT FALSE, SET TRUE",
+    ),
+    Fault(  # one GRANT to itself after another
+        "login-admin",
+        "doctor_one over ibex_platform",
+        f"{_SERVICE}; CREATE ROLE doctor_group; GRANT doctor_group TO doctor_one WITH ADMIN TRUE, INHERIT FALSE,"
+        " SET FALSE; GRANT ibex_platform TO doctor_group WITH ADMIN TRUE, INHERIT FALSE, SET FALSE",
+    ),
+    Fault(
+        "login-admin",
+        "ibex_app over ibex_platform",
+        "GRANT ibex_platform TO ibex_app WITH ADMIN TRUE, INHERIT FALSE, SET FALSE",
+    ),
+    Fault("login-bypasses", "doctor_two", "CREATE ROLE doctor_two LOGIN SUPERUSER IN ROLE ibex_platform"),
+    Fault("login-bypasses", "doctor_two", "CREATE ROLE doctor_two LOGIN BYPASSRLS IN ROLE ibex_platform"),
+    Fault(
+        "login-mixes",
+        "doctor_two in ibex_owner",
+        "CREATE ROLE doctor_two LOGIN IN ROLE ibex_platform, ibex_owner",
+    ),
+    Fault(
+        "login-mixes", "doctor_two in ibex_search", "CREATE ROLE doctor_two LOGIN IN ROLE ibex_platform, ibex_search"
+    ),
+    Fault("login-mixes", "doctor_three in ibex_search", "CREATE ROLE doctor_three LOGIN IN ROLE ibex_search"),
+    Fault(
+        "login-mixes",
+        "doctor_three in ibex_search",
+        "CREATE ROLE doctor_three LOGIN; GRANT ibex_search TO doctor_three WITH INHERIT FALSE",
     ),
     Fault(
         "role-setting",

@@ -56,6 +56,8 @@ CHECKS: tuple[Check, ...] = (
     roles.check_roles,
     roles.check_memberships,
     roles.check_logins,
+    roles.check_administrators,
+    roles.check_beside,
     roles.check_settings,
     storage.check_indexes,
     storage.check_options,

@@ -146,6 +146,7 @@ CODES: Mapping[str, Severity] = {
     "login-bypasses": _C,
     "login-powers": _H,
     "login-mixes": _C,
+    "login-admin": _C,
     "role-setting": _C,
     # storage
     "index-invalid": _M,
