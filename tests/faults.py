@@ -354,6 +354,7 @@ _BM25 = (
     " k1 double precision, b double precision)"
 )
 _SERVICE = "CREATE ROLE doctor_one LOGIN IN ROLE ibex_app"
+_STEP = "CREATE ROLE doctor_group; GRANT doctor_group TO doctor_one WITH INHERIT FALSE"
 _PEEK = (
     "CREATE SCHEMA tools; CREATE FUNCTION tools.peek() RETURNS bigint LANGUAGE sql STABLE SECURITY DEFINER"
     " AS 'SELECT count(*) FROM ibex_core.users'"
@@ -417,8 +418,7 @@ FUNCTIONS = [
             ("CREATE ROLE doctor_other BYPASSRLS", "doctor_one"),
             ("CREATE ROLE doctor_other SUPERUSER", "doctor_one"),
             (
-                "CREATE ROLE doctor_other IN ROLE ibex_owner; CREATE ROLE doctor_group;"
-                "GRANT doctor_group TO doctor_one WITH INHERIT FALSE",
+                f"CREATE ROLE doctor_other IN ROLE ibex_owner; {_STEP}",
                 "doctor_group",
             ),
         )
@@ -544,13 +544,9 @@ ROLES = [
     ),
     Fault("login-bypasses", "doctor_two", "CREATE ROLE doctor_two LOGIN SUPERUSER IN ROLE ibex_platform"),
     Fault("login-bypasses", "doctor_two", "CREATE ROLE doctor_two LOGIN BYPASSRLS IN ROLE ibex_platform"),
-    Fault(
-        "login-mixes",
-        "doctor_two in ibex_owner",
-        "CREATE ROLE doctor_two LOGIN IN ROLE ibex_platform, ibex_owner",
-    ),
-    Fault(
-        "login-mixes", "doctor_two in ibex_search", "CREATE ROLE doctor_two LOGIN IN ROLE ibex_platform, ibex_search"
+    *(
+        Fault("login-mixes", f"doctor_two in {role}", f"CREATE ROLE doctor_two LOGIN IN ROLE ibex_platform, {role}")
+        for role in ("ibex_owner", "ibex_search")
     ),
     Fault("login-mixes", "doctor_three in ibex_search", "CREATE ROLE doctor_three LOGIN IN ROLE ibex_search"),
     Fault(

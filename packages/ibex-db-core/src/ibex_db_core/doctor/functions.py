@@ -28,7 +28,8 @@ _FIELDS = """
            COALESCE(f.proconfig, '{}') AS settings, pg_get_userbyid(f.proowner)::text AS owner,
            pg_get_function_result(f.oid) AS result,
            (o.rolsuper OR o.rolbypassrls OR EXISTS (
-               SELECT FROM pg_roles r WHERE r.rolname = ANY (:mighty) AND pg_has_role(o.oid, r.oid, 'USAGE'))) AS mighty,
+               SELECT FROM pg_roles r WHERE r.rolname = ANY (:mighty) AND pg_has_role(o.oid, r.oid, 'USAGE'))
+           ) AS mighty,
            ARRAY(SELECT CASE g.grantee WHEN 0 THEN 'PUBLIC' ELSE pg_get_userbyid(g.grantee)::text END
                    FROM aclexplode(COALESCE(f.proacl, acldefault('f', f.proowner))) g
                   WHERE g.grantee <> f.proowner ORDER BY 1) AS callers
@@ -80,10 +81,8 @@ def check_functions(audit: Audit) -> Iterator[Finding]:
     """The schema holds the functions that the models declare, as they declare them."""
     wanted = {function.signature: function for function in _wanted(audit, signed=audit.signed)}
     others = {function.signature: function for function in _wanted(audit, signed=not audit.signed)}
-    live = {
-        f"{row.schema}.{row.name}({row.arguments})": row
-        for row in audit.rows(_OURS, schemas=audit.schemas, mighty=_MIGHTY)
-    }
+    rows = audit.rows(_OURS, schemas=audit.schemas, mighty=_MIGHTY)
+    live = {f"{row.schema}.{row.name}({row.arguments})": row for row in rows}
     for signature, function in wanted.items():
         if signature not in live:
             risk = "triggers or statements that call it fail, or run without it"
@@ -162,17 +161,12 @@ def _security(signature: str, row: Row[Any], declared: Function | None) -> Itera
     if row.definer and not allowed:
         risk = f"it runs with the rights of {row.owner}, so its caller may see and change what policies hide"
         yield finding("function-definer", signature, risk, f"{alter} SECURITY INVOKER")
-    elif (
-        row.definer
-        and declared is not None
-        and _live(row).get("search_path") != (path := declared.settings.get("search_path", _PATH))
-    ):
+    elif row.definer and declared is not None:
         # Without pg_temp at the end, the caller's temporary schema is looked through first.
-        told = _live(row).get("search_path", "the caller's")
-        risk = (
-            f"its search_path is {told}: what a caller put there takes the place of its names and runs as {row.owner}"
-        )
-        yield finding("function-search-path", signature, risk, f"{alter} SET search_path = {path}")
+        path, told = declared.settings.get("search_path", _PATH), _live(row).get("search_path")
+        if told != path:
+            risk = f"its search_path is {told or 'the one of its caller'}: what a caller puts there runs as {row.owner}"
+            yield finding("function-search-path", signature, risk, f"{alter} SET search_path = {path}")
     if row.definer and declared is not None and allowed:
         for caller in sorted(set(row.callers) - set(declared.callers)):
             who = "every login of the database" if caller == "PUBLIC" else caller

@@ -113,7 +113,8 @@ _ADMINS = f"""
            t.rolname::text AS role
       FROM way w JOIN pg_roles t ON t.oid = w.oid JOIN pg_roles l ON l.oid = w.start
      WHERE NOT l.rolsuper AND (l.rolname <> ALL (:roles) OR l.rolname = :app)
-       AND (t.rolname = ANY (:roles) AND (t.rolname <> :search OR w.roleid = t.oid OR pg_get_userbyid(w.roleid) <> :owner)
+       AND (t.rolname = ANY (:roles)
+            AND (t.rolname <> :search OR w.roleid = t.oid OR pg_get_userbyid(w.roleid) <> :owner)
             OR left(t.rolname, 3) = 'pg_' OR t.rolbypassrls)
      ORDER BY 1, 6, 2
 """
@@ -164,7 +165,7 @@ def check_beside(audit: Audit) -> Iterator[Finding]:
         revoke = _revoke(via, login, row.grantor if row.modern else None)
         if row.rolsuper or row.rolbypassrls:
             if row.role == PLATFORM_ROLE:
-                yield _past(login, row.rolsuper, revoke)
+                yield _past(login, revoke, mighty=row.rolsuper)
             if row.rolsuper:
                 continue
         if row.role == SEARCH_ROLE and not row.platform:
@@ -175,7 +176,7 @@ def check_beside(audit: Audit) -> Iterator[Finding]:
             yield finding("login-mixes", f"{login} in {row.role}", risk, revoke, severity=Severity.HIGH)
 
 
-def _past(login: str, mighty: bool, revoke: str) -> Finding:
+def _past(login: str, revoke: str, *, mighty: bool) -> Finding:
     word = "SUPERUSER" if mighty else "BYPASSRLS"
     alter = f"ALTER ROLE {login} NO{word}"
     return finding(
