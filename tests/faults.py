@@ -73,6 +73,9 @@ TABLES = [
         "spy on ibex_core.users",
         "CREATE RULE spy AS ON INSERT TO ibex_core.users DO ALSO NOTIFY users",
     ),
+    Fault("table-heir", "public.more", "CREATE TABLE public.more () INHERITS (ibex_core.users)"),
+    Fault("table-heir", "public.more", "CREATE TABLE public.more () INHERITS (ibex_core.signing_keys)"),
+    Fault("table-heir", "public.memories_p09", "ALTER TABLE ibex_core.memories_p09 SET SCHEMA public"),
 ]
 
 POLICIES = [
@@ -207,6 +210,16 @@ GRANTS = [
         "grant-default",
         "new tables of ibex_owner to PUBLIC",
         "ALTER DEFAULT PRIVILEGES FOR ROLE ibex_owner GRANT SELECT ON TABLES TO PUBLIC",
+    ),
+    Fault(
+        "grant-excess",
+        "ibex_core.alembic_version to ibex_app",
+        "GRANT SELECT, UPDATE ON ibex_core.alembic_version TO ibex_app",
+    ),
+    Fault(
+        "grant-public",
+        "ibex_core.alembic_version to PUBLIC",
+        "GRANT SELECT (version_num) ON ibex_core.alembic_version TO PUBLIC",
     ),
     Fault("schema-create", "ibex_core to ibex_app", "GRANT CREATE ON SCHEMA ibex_core TO ibex_app"),
     Fault("schema-create", "public to PUBLIC", "GRANT CREATE ON SCHEMA public TO PUBLIC"),
@@ -431,6 +444,11 @@ FUNCTIONS = [
     ),
     Fault(
         "function-leakproof",
+        "public.cosine_distance(vector, vector)",
+        "ALTER FUNCTION public.cosine_distance(vector, vector) LEAKPROOF",
+    ),
+    Fault(
+        "function-leakproof",
         "public.peep(text)",
         "CREATE FUNCTION public.peep(text) RETURNS boolean LANGUAGE sql LEAKPROOF AS 'SELECT true'",
     ),
@@ -512,6 +530,10 @@ ROLES = [
         "doctor_one in pg_read_server_files",
         "CREATE ROLE doctor_one LOGIN IN ROLE ibex_app, pg_read_server_files",
     ),
+    *(
+        Fault("login-mixes", f"doctor_one in {role}", f"{_SERVICE}; GRANT {role} TO doctor_one")
+        for role in ("pg_monitor", "pg_read_all_data", "pg_write_all_data", "pg_signal_backend", "pg_checkpoint")
+    ),
     Fault(
         "login-mixes",
         "doctor_one in doctor_root",
@@ -559,11 +581,61 @@ ROLES = [
         "app.current_org_id of ROLE doctor_one",
         f"CREATE ROLE doctor_one LOGIN IN ROLE ibex_app; ALTER ROLE doctor_one SET app.current_org_id = {_TENANTS}",
     ),
+    Fault("role-setting", "search_path of ROLE ALL", "ALTER ROLE ALL SET search_path = public, pg_catalog"),
+    Fault(
+        "role-setting", "search_path of ROLE doctor_one", f"{_SERVICE}; ALTER ROLE doctor_one SET search_path = public"
+    ),
+    Fault(
+        "role-setting",
+        "session_preload_libraries of ROLE ibex_app",
+        "ALTER ROLE ibex_app SET session_preload_libraries = 'auto_explain'",
+    ),
+    Fault(
+        "role-setting",
+        "app.current_org_signature of ROLE ibex_app",
+        "ALTER ROLE ibex_app SET app.current_org_signature = 'a'",
+    ),
     Fault("role-setting", "row_security of ROLE ibex_app", "ALTER ROLE ibex_app SET row_security = off"),
     Fault(
         "role-setting",
         "role of ROLE doctor_one",
         "CREATE ROLE doctor_one LOGIN IN ROLE ibex_app; ALTER ROLE doctor_one SET role = ibex_platform",
+    ),
+]
+
+SERVER = [
+    *(
+        Fault(
+            "parameter-grant",
+            f"{privilege} {name} to {grantee}",
+            f"{_SERVICE}; {_STEP}; CREATE ROLE doctor_two LOGIN IN ROLE ibex_platform;"
+            f"GRANT {privilege} ON PARAMETER {name} TO {grantee}",
+        )
+        for privilege, name, grantee in (
+            ("SET", "session_replication_role", "doctor_one"),
+            ("SET", "session_replication_role", "doctor_group"),
+            ("SET", "session_replication_role", "doctor_two"),
+            ("SET", "session_replication_role", "PUBLIC"),
+            ("ALTER SYSTEM", "work_mem", "doctor_one"),
+            ("ALTER SYSTEM", "archive_command", "ibex_app"),
+            ("SET", "log_statement", "ibex_app"),
+        )
+    ),
+    Fault(
+        "function-reserved",
+        "pg_catalog.pg_read_file(text) to ibex_app",
+        "GRANT EXECUTE ON FUNCTION pg_read_file(text) TO ibex_app",
+    ),
+    Fault(
+        "function-reserved",
+        "pg_catalog.lo_import(text) to PUBLIC",
+        "GRANT EXECUTE ON FUNCTION lo_import(text) TO PUBLIC",
+    ),
+    Fault(
+        "event-trigger",
+        "watch",
+        "CREATE FUNCTION public.watch() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN END';"
+        "CREATE EVENT TRIGGER watch ON ddl_command_end EXECUTE FUNCTION public.watch()",
     ),
 ]
 
@@ -613,6 +685,7 @@ STORAGE = [
         "CREATE PUBLICATION doctor_feed FOR TABLE ibex_core.users, ibex_core.tokens",
     ),
     Fault("publication", "doctor_feed", "CREATE PUBLICATION doctor_feed FOR ALL TABLES"),
+    Fault("publication", "doctor_feed", "CREATE PUBLICATION doctor_feed FOR TABLE ibex_core.signing_keys"),
     Fault("vector-version", "vector 0.8.1", "UPDATE pg_extension SET extversion = '0.8.1' WHERE extname = 'vector'"),
     Fault(
         "extension-outdated", "vector 0.8.4", "UPDATE pg_extension SET extversion = '0.8.4' WHERE extname = 'vector'"
@@ -709,4 +782,17 @@ SIGNING = [
     ),
 ]
 
-FAULTS = [*TABLES, *SIGNING, *POLICIES, *GRANTS, *KEYS, *TRIGGERS, *FUNCTIONS, *VIEWS, *ROLES, *STORAGE, *DRIFT]
+FAULTS = [
+    *TABLES,
+    *SIGNING,
+    *POLICIES,
+    *GRANTS,
+    *KEYS,
+    *TRIGGERS,
+    *FUNCTIONS,
+    *VIEWS,
+    *ROLES,
+    *SERVER,
+    *STORAGE,
+    *DRIFT,
+]

@@ -5,7 +5,7 @@ from typing import cast
 from ibex_db_core.doctor.catalog import Audit
 from ibex_db_core.policies import APP_ROLE, OWNER_ROLE, PLATFORM_ROLE, ROLES, SEARCH_ROLE
 
-__all__ = ["EDGES", "REACH", "connected", "services"]
+__all__ = ["EDGES", "REACH", "connected", "insiders", "services"]
 
 # One membership each.  On Postgres 16+ one with neither INHERIT nor SET is no
 # way to rows by itself; with ADMIN it is one GRANT away, which doctor.roles
@@ -46,6 +46,11 @@ def services(audit: Audit) -> set[str]:
 def connected(audit: Audit) -> set[str]:
     """The same of ibex_app's and ibex_platform's members together, and our roles themselves."""
     return _reached(audit, [APP_ROLE, PLATFORM_ROLE]) | set(ROLES)
+
+
+def insiders(audit: Audit) -> set[str]:
+    """The same of ibex_owner's too: all whom our roles have anything to do with."""
+    return _reached(audit, list(ROLES)) | set(ROLES)
 
 
 def _reached(audit: Audit, targets: list[str]) -> set[str]:

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from ibex_db_core.doctor.catalog import Audit
 from ibex_db_core.doctor.findings import Finding, Severity, finding
 from ibex_db_core.doctor.reach import EDGES, REACH
-from ibex_db_core.policies import APP_ROLE, OWNER_ROLE, PLATFORM_ROLE, ROLES, SEARCH_ROLE, TENANT_SETTING
+from ibex_db_core.policies import APP_ROLE, OWNER_ROLE, PLATFORM_ROLE, ROLES, SEARCH_ROLE
 
-__all__ = ["check_administrators", "check_beside", "check_logins", "check_memberships", "check_roles", "check_settings"]
+__all__ = ["check_administrators", "check_beside", "check_logins", "check_memberships", "check_roles"]
 
 _ROLES = "SELECT * FROM pg_roles WHERE rolname = ANY (:roles)"
 _ATTRIBUTES = {
@@ -87,10 +87,21 @@ _MIXED = f"""
      WHERE pg_get_userbyid(r.start) <> ALL (:roles)
        AND NOT (SELECT l.rolsuper FROM pg_roles l WHERE l.oid = r.start)
        AND (t.rolname = :owner OR t.rolname = :search OR t.rolname = :platform AND (r.inherits OR :signed)
-            OR t.rolname = ANY (:files) OR (t.rolsuper OR t.rolbypassrls) AND t.rolname <> ALL (:roles))
+            OR left(t.rolname, 3) = 'pg_' AND (t.oid = r.via OR left(pg_get_userbyid(r.via), 3) <> 'pg_')
+            OR (t.rolsuper OR t.rolbypassrls) AND t.rolname <> ALL (:roles))
      ORDER BY 1, 5, 2
 """
 _FILES = ["pg_execute_server_program", "pg_read_server_files", "pg_write_server_files"]
+
+_PREDEFINED = {
+    "pg_read_all_data": "it reads every table of the database that no policy guards, and all that are made later",
+    "pg_write_all_data": "it writes every table of the database that no policy guards, and all that are made later",
+    "pg_maintain": "VACUUM FULL, CLUSTER and LOCK TABLE stop every organization's work",
+    "pg_monitor": "it sees the statements of every session, other organizations' values in them",
+    "pg_read_all_stats": "it sees the statements of every session, other organizations' values in them",
+    "pg_signal_backend": "it ends other organizations' statements and connections",
+    "pg_create_subscription": "it subscribes tables to another server's rows",
+}
 
 # Who may hand out what: the last membership WITH ADMIN on a way that may go
 # through others WITH ADMIN, for each of those is one GRANT to oneself.
@@ -217,13 +228,14 @@ def check_logins(audit: Audit) -> Iterator[Finding]:
                 f"ALTER ROLE {login} {' '.join('NO' + word for word in powers)}",
             )
     names = {"app": APP_ROLE, "owner": OWNER_ROLE, "search": SEARCH_ROLE, "platform": PLATFORM_ROLE}
-    for row in audit.rows(_MIXED, **names, files=_FILES, roles=list(ROLES), signed=audit.signed):
+    for row in audit.rows(_MIXED, **names, roles=list(ROLES), signed=audit.signed):
         login, via = audit.quote(row.login), audit.quote(row.via)
         yield finding(
             "login-mixes",
             f"{login} in {audit.quote(row.role)}",
             _mixed(row.role, steps=not row.inherits),
             _revoke(via, login, row.grantor if row.modern else None),
+            severity=Severity.HIGH if row.role.startswith("pg_") and row.role not in _FILES else None,
         )
 
 
@@ -236,40 +248,6 @@ def _mixed(role: str, *, steps: bool) -> str:
         return f"policies TO {role} apply to it as well: every query of a service sees every organization"
     if role in _FILES:
         return "it reads or writes the server's files, past every table's policies"
+    if role.startswith("pg_"):
+        return _PREDEFINED.get(role, "it may steer the server, which no tenant's work needs")
     return f"it may become {role}, whom policies do not bind"
-
-
-_SETTINGS = """
-    SELECT pg_get_userbyid(NULLIF(s.setrole, 0))::text AS role, d.datname::text AS database,
-           split_part(c.setting, '=', 1) AS name, substr(c.setting, strpos(c.setting, '=') + 1) AS value
-      FROM pg_db_role_setting s LEFT JOIN pg_database d ON d.oid = s.setdatabase, unnest(s.setconfig) c (setting)
-     WHERE (s.setdatabase = 0 OR d.datname = current_database())
-       AND split_part(c.setting, '=', 1) = ANY (:names)
-     ORDER BY 3, 1 NULLS FIRST, 2 NULLS FIRST
-"""
-_MEANS = {
-    TENANT_SETTING: "work that forgot its tenant silently reads and writes this organization's rows",
-    "role": "connections become another role from the start, whatever they connected as",
-    "row_security": "off makes every query that a policy would filter an error, and pg_dump incomplete or refused",
-    "session_replication_role": "triggers and foreign keys are not run: org_id, versions and references go unguarded",
-}
-_MILD = {"row_security": Severity.MEDIUM}
-
-
-def check_settings(audit: Audit) -> Iterator[Finding]:
-    """No role and no database sets the tenant, the role or the guards by default."""
-    for row in audit.rows(_SETTINGS, names=list(_MEANS)):
-        if row.name == "row_security" and row.value in {"on", "true", "1"}:
-            continue
-        database = audit.quote(row.database) if row.database else None
-        if row.role:
-            subject = f"ROLE {audit.quote(row.role)}" + (f" IN DATABASE {database}" if database else "")
-        else:
-            subject = f"DATABASE {database}"
-        yield finding(
-            "role-setting",
-            f"{row.name} of {subject.lower() if not row.role else subject}",
-            f"set to {row.value!r}: {_MEANS[row.name]}",
-            f"ALTER {subject} RESET {row.name}",
-            severity=_MILD.get(row.name),
-        )
