@@ -367,7 +367,7 @@ _BM25 = (
     " k1 double precision, b double precision)"
 )
 _SERVICE = "CREATE ROLE doctor_one LOGIN IN ROLE ibex_app"
-_STEP = "CREATE ROLE doctor_group; GRANT doctor_group TO doctor_one WITH INHERIT FALSE"
+_STEP = "CREATE ROLE doctor_group; ALTER ROLE doctor_one NOINHERIT; GRANT doctor_group TO doctor_one"
 _PEEK = (
     "CREATE SCHEMA tools; CREATE FUNCTION tools.peek() RETURNS bigint LANGUAGE sql STABLE SECURITY DEFINER"
     " AS 'SELECT count(*) FROM ibex_core.users'"
@@ -547,7 +547,7 @@ ROLES = [
         )
         for role in ("ibex_platform", "ibex_owner", "ibex_search")
     ),
-    Fault("login-admin", "doctor_one over ibex_app", f"{_SERVICE}; GRANT ibex_app TO doctor_one WITH ADMIN TRUE"),
+    Fault("login-admin", "doctor_one over ibex_app", f"{_SERVICE}; GRANT ibex_app TO doctor_one WITH ADMIN OPTION"),
     Fault(
         "login-admin",
         "doctor_one over ibex_platform",
