@@ -73,6 +73,9 @@ TABLES = [
         "spy on ibex_core.users",
         "CREATE RULE spy AS ON INSERT TO ibex_core.users DO ALSO NOTIFY users",
     ),
+    Fault("table-heir", "public.more", "CREATE TABLE public.more () INHERITS (ibex_core.users)"),
+    Fault("table-heir", "public.more", "CREATE TABLE public.more () INHERITS (ibex_core.signing_keys)"),
+    Fault("table-heir", "public.memories_p09", "ALTER TABLE ibex_core.memories_p09 SET SCHEMA public"),
 ]
 
 POLICIES = [
@@ -207,6 +210,16 @@ GRANTS = [
         "grant-default",
         "new tables of ibex_owner to PUBLIC",
         "ALTER DEFAULT PRIVILEGES FOR ROLE ibex_owner GRANT SELECT ON TABLES TO PUBLIC",
+    ),
+    Fault(
+        "grant-excess",
+        "ibex_core.alembic_version to ibex_app",
+        "GRANT SELECT, UPDATE ON ibex_core.alembic_version TO ibex_app",
+    ),
+    Fault(
+        "grant-public",
+        "ibex_core.alembic_version to PUBLIC",
+        "GRANT SELECT (version_num) ON ibex_core.alembic_version TO PUBLIC",
     ),
     Fault("schema-create", "ibex_core to ibex_app", "GRANT CREATE ON SCHEMA ibex_core TO ibex_app"),
     Fault("schema-create", "public to PUBLIC", "GRANT CREATE ON SCHEMA public TO PUBLIC"),
@@ -353,6 +366,12 @@ _BM25 = (
     "ibex_core.memories_bm25(query text, agents uuid[], corpus_rows bigint, mean_length double precision,"
     " k1 double precision, b double precision)"
 )
+_SERVICE = "CREATE ROLE doctor_one LOGIN IN ROLE ibex_app"
+_STEP = "CREATE ROLE doctor_group; ALTER ROLE doctor_one NOINHERIT; GRANT doctor_group TO doctor_one"
+_PEEK = (
+    "CREATE SCHEMA tools; CREATE FUNCTION tools.peek() RETURNS bigint LANGUAGE sql STABLE SECURITY DEFINER"
+    " AS 'SELECT count(*) FROM ibex_core.users'"
+)
 FUNCTIONS = [
     Fault("function-unknown", "ibex_core.spy()", f"SET LOCAL ROLE ibex_owner; CREATE {_SPY}"),
     Fault(
@@ -385,11 +404,48 @@ FUNCTIONS = [
         _BM25,
         f"ALTER FUNCTION {_BM25} RESET search_path",
     ),
+    Fault("function-search-path", _BM25, f"ALTER FUNCTION {_BM25} SET search_path = pg_catalog"),
+    Fault("function-search-path", _BM25, f"ALTER FUNCTION {_BM25} SET search_path = public, pg_catalog"),
+    Fault("function-search-path", _BM25, f'ALTER FUNCTION {_BM25} SET search_path = "$user", public'),
+    Fault("function-search-path", _BM25, f"ALTER FUNCTION {_BM25} SET search_path = 'pg_catalog, pg_temp'"),
+    Fault(
+        "function-search-path",
+        "ibex_core.signed_org()",
+        "ALTER FUNCTION ibex_core.signed_org() SET search_path = pg_temp, pg_catalog",
+    ),
+    Fault("function-changed", _BM25, f"ALTER FUNCTION {_BM25} SET app.current_org_id = ''"),
+    Fault("function-changed", _BM25, f"ALTER FUNCTION {_BM25} RESET plan_cache_mode"),
+    Fault("function-changed", "ibex_core.keep_org()", "ALTER FUNCTION ibex_core.keep_org() SET role = ibex_owner"),
+    Fault("function-changed", "ibex_core.keep_org()", "ALTER FUNCTION ibex_core.keep_org() SET search_path = public"),
+    # It may be executed by a service alone, and its owner is mighty by way of another role.
+    *(
+        Fault(
+            "function-definer",
+            "tools.peek()",
+            f"{_SERVICE}; {owner}; {_PEEK}; ALTER FUNCTION tools.peek() OWNER TO doctor_other;"
+            f"REVOKE ALL ON FUNCTION tools.peek() FROM PUBLIC; GRANT EXECUTE ON FUNCTION tools.peek() TO {caller}",
+        )
+        for owner, caller in (
+            ("CREATE ROLE doctor_other IN ROLE ibex_owner", "doctor_one"),
+            ("CREATE ROLE doctor_other LOGIN IN ROLE ibex_platform", "doctor_one"),
+            ("CREATE ROLE doctor_other BYPASSRLS", "doctor_one"),
+            ("CREATE ROLE doctor_other SUPERUSER", "doctor_one"),
+            (
+                f"CREATE ROLE doctor_other IN ROLE ibex_owner; {_STEP}",
+                "doctor_group",
+            ),
+        )
+    ),
     Fault("function-public", _BM25, f"GRANT EXECUTE ON FUNCTION {_BM25} TO PUBLIC"),
     Fault(
         "function-leakproof",
         "pg_catalog.ts_match_vq(tsvector, tsquery)",
         "ALTER FUNCTION pg_catalog.ts_match_vq(tsvector, tsquery) LEAKPROOF",
+    ),
+    Fault(
+        "function-leakproof",
+        "public.cosine_distance(vector, vector)",
+        "ALTER FUNCTION public.cosine_distance(vector, vector) LEAKPROOF",
     ),
     Fault(
         "function-leakproof",
@@ -410,6 +466,26 @@ VIEWS = [
         "view-materialized",
         "ibex_core.everybody",
         "CREATE MATERIALIZED VIEW ibex_core.everybody AS SELECT * FROM ibex_core.users",
+    ),
+    Fault(
+        "view-not-invoker",
+        "public.keys",
+        "CREATE VIEW public.keys AS SELECT * FROM ibex_core.signing_keys",
+    ),
+    Fault(
+        "view-materialized",
+        "tools.keys",
+        "CREATE SCHEMA tools; CREATE MATERIALIZED VIEW tools.keys AS SELECT * FROM ibex_core.signing_keys",
+    ),
+    Fault(
+        "view-not-invoker",
+        "public.gone",
+        "CREATE VIEW public.gone AS SELECT * FROM ibex_core.organization_erasures",
+    ),
+    Fault(
+        "view-not-invoker",
+        "public.books",
+        "CREATE VIEW public.books AS SELECT * FROM ibex_core.alembic_version",
     ),
 ]
 
@@ -454,21 +530,112 @@ ROLES = [
         "doctor_one in pg_read_server_files",
         "CREATE ROLE doctor_one LOGIN IN ROLE ibex_app, pg_read_server_files",
     ),
+    *(
+        Fault("login-mixes", f"doctor_one in {role}", f"{_SERVICE}; GRANT {role} TO doctor_one")
+        for role in ("pg_monitor", "pg_read_all_data", "pg_write_all_data", "pg_signal_backend", "pg_checkpoint")
+    ),
     Fault(
         "login-mixes",
         "doctor_one in doctor_root",
         "CREATE ROLE doctor_root SUPERUSER; CREATE ROLE doctor_one LOGIN IN ROLE ibex_app, doctor_root",
+    ),
+    *(
+        Fault(
+            "login-admin",
+            f"doctor_one over {role}",
+            f"{_SERVICE}; GRANT {role} TO doctor_one WITH ADMIN TRUE, INHERIT FALSE, SET FALSE",
+        )
+        for role in ("ibex_platform", "ibex_owner", "ibex_search")
+    ),
+    Fault("login-admin", "doctor_one over ibex_app", f"{_SERVICE}; GRANT ibex_app TO doctor_one WITH ADMIN OPTION"),
+    Fault(
+        "login-admin",
+        "doctor_one over ibex_platform",
+        f"{_SERVICE}; GRANT ibex_platform TO doctor_one WITH ADMIN TRUE, INHERIT FALSE, SET TRUE",
+    ),
+    Fault(  # one GRANT to itself after another
+        "login-admin",
+        "doctor_one over ibex_platform",
+        f"{_SERVICE}; CREATE ROLE doctor_group; GRANT doctor_group TO doctor_one WITH ADMIN TRUE, INHERIT FALSE,"
+        " SET FALSE; GRANT ibex_platform TO doctor_group WITH ADMIN TRUE, INHERIT FALSE, SET FALSE",
+    ),
+    Fault(
+        "login-admin",
+        "ibex_app over ibex_platform",
+        "GRANT ibex_platform TO ibex_app WITH ADMIN TRUE, INHERIT FALSE, SET FALSE",
+    ),
+    Fault("login-bypasses", "doctor_two", "CREATE ROLE doctor_two LOGIN SUPERUSER IN ROLE ibex_platform"),
+    Fault("login-bypasses", "doctor_two", "CREATE ROLE doctor_two LOGIN BYPASSRLS IN ROLE ibex_platform"),
+    *(
+        Fault("login-mixes", f"doctor_two in {role}", f"CREATE ROLE doctor_two LOGIN IN ROLE ibex_platform, {role}")
+        for role in ("ibex_owner", "ibex_search")
+    ),
+    Fault("login-mixes", "doctor_three in ibex_search", "CREATE ROLE doctor_three LOGIN IN ROLE ibex_search"),
+    Fault(
+        "login-mixes",
+        "doctor_three in ibex_search",
+        "CREATE ROLE doctor_three LOGIN; GRANT ibex_search TO doctor_three WITH INHERIT FALSE",
     ),
     Fault(
         "role-setting",
         "app.current_org_id of ROLE doctor_one",
         f"CREATE ROLE doctor_one LOGIN IN ROLE ibex_app; ALTER ROLE doctor_one SET app.current_org_id = {_TENANTS}",
     ),
+    Fault("role-setting", "search_path of ROLE ALL", "ALTER ROLE ALL SET search_path = public, pg_catalog"),
+    Fault(
+        "role-setting", "search_path of ROLE doctor_one", f"{_SERVICE}; ALTER ROLE doctor_one SET search_path = public"
+    ),
+    Fault(
+        "role-setting",
+        "session_preload_libraries of ROLE ibex_app",
+        "ALTER ROLE ibex_app SET session_preload_libraries = 'auto_explain'",
+    ),
+    Fault(
+        "role-setting",
+        "app.current_org_signature of ROLE ibex_app",
+        "ALTER ROLE ibex_app SET app.current_org_signature = 'a'",
+    ),
     Fault("role-setting", "row_security of ROLE ibex_app", "ALTER ROLE ibex_app SET row_security = off"),
     Fault(
         "role-setting",
         "role of ROLE doctor_one",
         "CREATE ROLE doctor_one LOGIN IN ROLE ibex_app; ALTER ROLE doctor_one SET role = ibex_platform",
+    ),
+]
+
+SERVER = [
+    *(
+        Fault(
+            "parameter-grant",
+            f"{privilege} {name} to {grantee}",
+            f"{_SERVICE}; {_STEP}; CREATE ROLE doctor_two LOGIN IN ROLE ibex_platform;"
+            f"GRANT {privilege} ON PARAMETER {name} TO {grantee}",
+        )
+        for privilege, name, grantee in (
+            ("SET", "session_replication_role", "doctor_one"),
+            ("SET", "session_replication_role", "doctor_group"),
+            ("SET", "session_replication_role", "doctor_two"),
+            ("SET", "session_replication_role", "PUBLIC"),
+            ("ALTER SYSTEM", "work_mem", "doctor_one"),
+            ("ALTER SYSTEM", "archive_command", "ibex_app"),
+            ("SET", "log_statement", "ibex_app"),
+        )
+    ),
+    Fault(
+        "function-reserved",
+        "pg_catalog.pg_read_file(text) to ibex_app",
+        "GRANT EXECUTE ON FUNCTION pg_read_file(text) TO ibex_app",
+    ),
+    Fault(
+        "function-reserved",
+        "pg_catalog.lo_import(text) to PUBLIC",
+        "GRANT EXECUTE ON FUNCTION lo_import(text) TO PUBLIC",
+    ),
+    Fault(
+        "event-trigger",
+        "watch",
+        "CREATE FUNCTION public.watch() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN END';"
+        "CREATE EVENT TRIGGER watch ON ddl_command_end EXECUTE FUNCTION public.watch()",
     ),
 ]
 
@@ -518,6 +685,7 @@ STORAGE = [
         "CREATE PUBLICATION doctor_feed FOR TABLE ibex_core.users, ibex_core.tokens",
     ),
     Fault("publication", "doctor_feed", "CREATE PUBLICATION doctor_feed FOR ALL TABLES"),
+    Fault("publication", "doctor_feed", "CREATE PUBLICATION doctor_feed FOR TABLE ibex_core.signing_keys"),
     Fault("vector-version", "vector 0.8.1", "UPDATE pg_extension SET extversion = '0.8.1' WHERE extname = 'vector'"),
     Fault(
         "extension-outdated", "vector 0.8.4", "UPDATE pg_extension SET extversion = '0.8.4' WHERE extname = 'vector'"
@@ -614,4 +782,17 @@ SIGNING = [
     ),
 ]
 
-FAULTS = [*TABLES, *SIGNING, *POLICIES, *GRANTS, *KEYS, *TRIGGERS, *FUNCTIONS, *VIEWS, *ROLES, *STORAGE, *DRIFT]
+FAULTS = [
+    *TABLES,
+    *SIGNING,
+    *POLICIES,
+    *GRANTS,
+    *KEYS,
+    *TRIGGERS,
+    *FUNCTIONS,
+    *VIEWS,
+    *ROLES,
+    *SERVER,
+    *STORAGE,
+    *DRIFT,
+]

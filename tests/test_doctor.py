@@ -144,6 +144,26 @@ async def test_who_only_administers_the_roles_is_no_service(admin: AsyncConnecti
     assert (await audit(admin)).findings == ()
 
 
+async def test_a_cast_of_somebody_elses_makes_no_finding(admin: AsyncConnection) -> None:
+    for kind, value in (("integer", "1"), ("boolean", "false")):
+        name = f"public.to_{kind}"
+        await run(admin, f"CREATE FUNCTION {name}(text) RETURNS {kind} LANGUAGE sql IMMUTABLE AS 'SELECT {value}'")
+        await run(admin, f"CREATE CAST (text AS {kind}) WITH FUNCTION {name}(text) AS IMPLICIT")
+
+    assert (await audit(admin)).findings == ()
+
+
+async def test_a_stranger_with_powers_is_no_finding(admin: AsyncConnection) -> None:
+    await run(
+        admin,
+        "CREATE ROLE doctor_stranger LOGIN; GRANT pg_monitor TO doctor_stranger;"
+        "GRANT SET ON PARAMETER session_replication_role TO doctor_stranger;"
+        "ALTER ROLE doctor_stranger SET search_path = public",
+    )
+
+    assert (await audit(admin)).findings == ()
+
+
 async def test_another_spelling_of_the_same_policy_is_no_finding(admin: AsyncConnection) -> None:
     await run(
         admin,

@@ -94,6 +94,7 @@ CODES: Mapping[str, Severity] = {
     "table-owner": _H,
     "table-rule": _H,
     "table-unlogged": _M,
+    "table-heir": _C,
     # policies
     "policy-missing": _M,
     "policy-floor-missing": _H,
@@ -146,7 +147,12 @@ CODES: Mapping[str, Severity] = {
     "login-bypasses": _C,
     "login-powers": _H,
     "login-mixes": _C,
+    "login-admin": _C,
     "role-setting": _C,
+    # server
+    "parameter-grant": _C,
+    "function-reserved": _C,
+    "event-trigger": _L,
     # storage
     "index-invalid": _M,
     "index-changed": _M,

@@ -1,15 +1,15 @@
 """Functions: those of the models unchanged, and nobody else's with rights beyond the caller's."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Row
 
 from ibex_db_core.doctor.catalog import Audit
 from ibex_db_core.doctor.findings import Finding, Severity, finding
+from ibex_db_core.doctor.reach import services
 from ibex_db_core.guards import Function
 from ibex_db_core.policies import (
-    APP_ROLE,
     OWNER_ROLE,
     PLATFORM_ROLE,
     SEARCH_ROLE,
@@ -26,19 +26,29 @@ _FIELDS = """
            f.prosecdef AS definer, l.lanname::text AS language, f.prosrc AS body, f.proleakproof AS leakproof,
            CASE f.provolatile WHEN 'i' THEN 'IMMUTABLE' WHEN 's' THEN 'STABLE' ELSE 'VOLATILE' END AS volatility,
            COALESCE(f.proconfig, '{}') AS settings, pg_get_userbyid(f.proowner)::text AS owner,
-           pg_get_function_result(f.oid) AS result, (o.rolsuper OR o.rolbypassrls) AS mighty,
+           pg_get_function_result(f.oid) AS result,
+           (o.rolsuper OR o.rolbypassrls OR EXISTS (
+               SELECT FROM pg_roles r WHERE r.rolname = ANY (:mighty) AND pg_has_role(o.oid, r.oid, 'USAGE'))
+           ) AS mighty,
            ARRAY(SELECT CASE g.grantee WHEN 0 THEN 'PUBLIC' ELSE pg_get_userbyid(g.grantee)::text END
                    FROM aclexplode(COALESCE(f.proacl, acldefault('f', f.proowner))) g
                   WHERE g.grantee <> f.proowner ORDER BY 1) AS callers
       FROM pg_proc f JOIN pg_namespace n ON n.oid = f.pronamespace JOIN pg_language l ON l.oid = f.prolang
       JOIN pg_roles o ON o.oid = f.proowner
-     WHERE NOT EXISTS (SELECT FROM pg_depend d
-                        WHERE d.classid = 'pg_proc'::regclass AND d.objid = f.oid AND d.deptype = 'e')
 """
-_OURS = f"{_FIELDS} AND n.nspname = ANY (:schemas) ORDER BY 2, 3, 4"
-_ELSEWHERE = f"""{_FIELDS} AND n.nspname <> ALL (:schemas)
-       AND (f.prosecdef AND n.nspname NOT IN ('pg_catalog', 'information_schema')
-            OR f.proleakproof AND (f.oid >= 16384 OR n.nspname = 'pg_catalog' AND f.proname = ANY (:leaky)))
+_EXTENSION = """
+    EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_proc'::regclass AND d.objid = f.oid AND d.deptype = 'e')
+"""
+_OURS = f"{_FIELDS} WHERE NOT {_EXTENSION} AND n.nspname = ANY (:schemas) ORDER BY 2, 3, 4"
+_ELSEWHERE = f"""{_FIELDS}
+     WHERE n.nspname <> ALL (:schemas)
+       AND (f.prosecdef AND n.nspname NOT IN ('pg_catalog', 'information_schema') AND NOT {_EXTENSION}
+            OR f.proleakproof AND (f.oid >= 16384 AND NOT {_EXTENSION}
+                                   OR n.nspname = 'pg_catalog' AND f.proname = ANY (:leaky)))
+        OR f.proleakproof AND EXISTS (
+               SELECT FROM pg_depend d JOIN pg_extension e ON e.oid = d.refobjid
+                WHERE d.classid = 'pg_proc'::regclass AND d.objid = f.oid AND d.deptype = 'e'
+                  AND d.refclassid = 'pg_extension'::regclass AND e.extname = 'vector')
      ORDER BY 2, 3, 4
 """
 # Marked LEAKPROOF by hand, since row-level security keeps them from indexes;
@@ -63,14 +73,16 @@ _LEAKY = [
     "jsonb_object_field_text",
 ]
 
-_PATH = "SET search_path = pg_catalog, pg_temp"
+_PATH = "pg_catalog, pg_temp"
+_MIGHTY = [OWNER_ROLE, PLATFORM_ROLE, SEARCH_ROLE]
 
 
 def check_functions(audit: Audit) -> Iterator[Finding]:
     """The schema holds the functions that the models declare, as they declare them."""
     wanted = {function.signature: function for function in _wanted(audit, signed=audit.signed)}
     others = {function.signature: function for function in _wanted(audit, signed=not audit.signed)}
-    live = {f"{row.schema}.{row.name}({row.arguments})": row for row in audit.rows(_OURS, schemas=audit.schemas)}
+    rows = audit.rows(_OURS, schemas=audit.schemas, mighty=_MIGHTY)
+    live = {f"{row.schema}.{row.name}({row.arguments})": row for row in rows}
     for signature, function in wanted.items():
         if signature not in live:
             risk = "triggers or statements that call it fail, or run without it"
@@ -125,7 +137,18 @@ def _changed(row: Row[Any], wanted: Function) -> bool:
         _plain(row.body) != _plain(wanted.body)
         or (row.language, row.volatility, row.result) != (wanted.language, wanted.volatility, wanted.result)
         or (not row.definer and wanted.definer is not None)
+        or _settings(row, _live(row), wanted) != _settings(row, wanted.settings, wanted)
     )
+
+
+def _settings(row: Row[Any], settings: Mapping[str, str], wanted: Function) -> dict[str, str]:
+    """Leave out the search_path of a definer's function, which has a code of its own."""
+    told = row.definer and wanted.definer is not None
+    return {name: value for name, value in settings.items() if not (told and name == "search_path")}
+
+
+def _live(row: Row[Any]) -> dict[str, str]:
+    return dict(setting.split("=", 1) for setting in row.settings)
 
 
 def _plain(body: str) -> str:
@@ -138,12 +161,12 @@ def _security(signature: str, row: Row[Any], declared: Function | None) -> Itera
     if row.definer and not allowed:
         risk = f"it runs with the rights of {row.owner}, so its caller may see and change what policies hide"
         yield finding("function-definer", signature, risk, f"{alter} SECURITY INVOKER")
-    elif row.definer and not any(setting.startswith("search_path=") for setting in row.settings):
-        risk = f"a caller's search_path decides what its names mean: code of the caller runs as {row.owner}"
-        path = declared.settings.get("search_path") if declared is not None else None
-        yield finding(
-            "function-search-path", signature, risk, f"{alter} SET search_path = {path}" if path else f"{alter} {_PATH}"
-        )
+    elif row.definer and declared is not None:
+        # Without pg_temp at the end, the caller's temporary schema is looked through first.
+        path, told = declared.settings.get("search_path", _PATH), _live(row).get("search_path")
+        if told != path:
+            risk = f"its search_path is {told or 'the one of its caller'}: what a caller puts there runs as {row.owner}"
+            yield finding("function-search-path", signature, risk, f"{alter} SET search_path = {path}")
     if row.definer and declared is not None and allowed:
         for caller in sorted(set(row.callers) - set(declared.callers)):
             who = "every login of the database" if caller == "PUBLIC" else caller
@@ -164,13 +187,13 @@ def _leakproof(signature: str, row: Row[Any]) -> Finding:
 
 def check_elsewhere(audit: Audit) -> Iterator[Finding]:
     """No function of another schema lends services the rights of a role that policies do not bind."""
-    mighty = {PLATFORM_ROLE, SEARCH_ROLE}
-    for row in audit.rows(_ELSEWHERE, schemas=audit.schemas, leaky=_LEAKY):
+    reached = services(audit) | {"PUBLIC"}
+    for row in audit.rows(_ELSEWHERE, schemas=audit.schemas, leaky=_LEAKY, mighty=_MIGHTY):
         signature = f"{audit.qualified(row.schema, row.name)}({row.arguments})"
         if row.leakproof:
             yield _leakproof(signature, row)
-        if row.definer and (row.mighty or row.owner in mighty) and {"PUBLIC", APP_ROLE} & set(row.callers):
+        if row.definer and row.mighty and (callers := sorted(reached & set(row.callers))):
             risk = f"services may run it with the rights of {row.owner}, whom policies do not bind"
-            callers = ", ".join(sorted({"PUBLIC", APP_ROLE} & set(row.callers)))
-            remedy = f"REVOKE EXECUTE ON {row.kind} {signature} FROM {callers}"
+            names = ", ".join(audit.quote(caller) for caller in callers)
+            remedy = f"REVOKE EXECUTE ON {row.kind} {signature} FROM {names}"
             yield finding("function-definer", signature, risk, remedy, severity=Severity.HIGH)

@@ -8,7 +8,7 @@ from ibex_db_core.doctor.catalog import Audit, LiveTable
 from ibex_db_core.doctor.findings import Finding, Severity, finding
 from ibex_db_core.policies import APP_ROLE, OWNER_ROLE, PLATFORM_ROLE, ROLES, privileges
 
-__all__ = ["check_columns", "check_defaults", "check_schemas", "check_tables"]
+__all__ = ["check_books", "check_columns", "check_defaults", "check_schemas", "check_tables"]
 
 _GRANTEE = "CASE g.grantee WHEN 0 THEN 'PUBLIC' ELSE pg_get_userbyid(g.grantee)::text END AS grantee"
 _TABLES = f"""
@@ -20,6 +20,14 @@ _COLUMNS = f"""
     SELECT a.attrelid, a.attname::text AS column, {_GRANTEE}, g.privilege_type AS privilege
       FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid, aclexplode(a.attacl) g
      WHERE a.attrelid = ANY (:tables) AND g.grantee <> c.relowner ORDER BY 1, 2, 3, 4
+"""
+_BOOKS = f"""
+    SELECT {_GRANTEE}, string_agg(DISTINCT g.privilege_type, ', ') AS verbs
+      FROM pg_class c,
+           LATERAL (SELECT * FROM aclexplode(COALESCE(c.relacl, acldefault('r', c.relowner)))
+                    UNION ALL
+                    SELECT x.* FROM pg_attribute a, aclexplode(a.attacl) x WHERE a.attrelid = c.oid) g
+     WHERE c.oid = to_regclass(:table) AND g.grantee <> c.relowner GROUP BY 1 ORDER BY 1
 """
 _SCHEMAS = f"""
     SELECT n.nspname, pg_get_userbyid(n.nspowner)::text AS owner, {_GRANTEE}, g.privilege_type AS privilege
@@ -161,6 +169,21 @@ def _columns_missing(audit: Audit) -> Iterator[Finding]:
             f"{table.name}.{column} to {row.role}",
             f"what runs as {row.role} fails where it needs {row.privilege}",
             f"GRANT {row.privilege} ({column}) ON {table.name} TO {row.role}",
+        )
+
+
+def check_books(audit: Audit) -> Iterator[Finding]:
+    """Alembic's table of versions is the owner's alone."""
+    table = f"{SCHEMA}.alembic_version"
+    for row in audit.rows(_BOOKS, table=table):
+        grantee = audit.quote(row.grantee)
+        code = "grant-public" if grantee == "PUBLIC" else "grant-excess" if row.grantee in ROLES else "grant-other"
+        yield finding(
+            code,
+            f"{table} to {grantee}",
+            f"it holds {row.verbs}: who writes here has migrations skipped, guards among them, or run twice",
+            f"REVOKE ALL ON {table} FROM {grantee} CASCADE",
+            severity=Severity.MEDIUM if row.verbs == "SELECT" else Severity.HIGH,
         )
 
 

@@ -92,7 +92,7 @@ def check_unique_keys(audit: Audit) -> Iterator[Finding]:
 _CONSTRAINTS = """
     SELECT k.conname::text AS name, k.conrelid, k.contype::text AS kind, pg_get_constraintdef(k.oid) AS definition,
            pg_get_expr(k.conbin, k.conrelid) AS expression, k.convalidated AS valid,
-           COALESCE((to_jsonb(k) ->> 'conenforced')::boolean, true) AS enforced
+           COALESCE((to_jsonb(k) ->> 'conenforced') = 'true', true) AS enforced
       FROM pg_constraint k
      WHERE k.conrelid = ANY (:tables) AND k.contype IN ('c', 'f', 'p', 'u', 'x') AND k.conparentid = 0
      ORDER BY k.conrelid, k.conname

@@ -127,7 +127,7 @@ def check_options(audit: Audit) -> Iterator[Finding]:
 
 
 _PARTITIONS = r"""
-    SELECT i.inhparent, c.relname::text AS name, b.numbers[1]::int AS modulus, b.numbers[2]::int AS remainder
+    SELECT i.inhparent, c.relname::text AS name, b.numbers[1] AS modulus, b.numbers[2] AS remainder
       FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid JOIN pg_partitioned_table p ON p.partrelid = i.inhparent,
            regexp_match(pg_get_expr(c.relpartbound, c.oid), 'modulus (\d+), remainder (\d+)') b (numbers)
      WHERE i.inhparent = ANY (:tables) AND p.partstrat = 'h' ORDER BY 1, 2
@@ -139,7 +139,7 @@ def check_partitions(audit: Audit) -> Iterator[Finding]:
     parents = {oid: table for oid, table in audit.tables.items() if table.partitioned}
     held: dict[int, list[tuple[int, int]]] = {}
     for row in audit.rows(_PARTITIONS, tables=list(parents)):
-        held.setdefault(row.inhparent, []).append((row.modulus, row.remainder))
+        held.setdefault(row.inhparent, []).append((int(row.modulus), int(row.remainder)))
     for oid, found in held.items():
         if sum(Fraction(1, modulus) for modulus, _ in found) == 1:
             continue

@@ -6,7 +6,7 @@ from ibex_db_core.doctor.catalog import Audit
 from ibex_db_core.doctor.findings import Finding, Severity, finding
 from ibex_db_core.policies import OWNER_ROLE
 
-__all__ = ["check_row_security", "check_rules", "check_shape"]
+__all__ = ["check_heirs", "check_row_security", "check_rules", "check_shape"]
 
 
 def check_row_security(audit: Audit) -> Iterator[Finding]:
@@ -74,3 +74,30 @@ def check_rules(audit: Audit) -> Iterator[Finding]:
             "a rule rewrites statements with its owner's rights: it can copy rows elsewhere, or swallow a write",
             f"DROP RULE {rule} ON {table.name}",
         )
+
+
+_HEIRS = """
+    SELECT n.nspname, c.relname, c.relkind = 'f' AS foreign, c.relispartition AS attached,
+           p.relname::text AS parent, m.nspname::text AS place, pg_get_userbyid(c.relowner)::text AS owner
+      FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+      JOIN pg_class p ON p.oid = i.inhparent JOIN pg_namespace m ON m.oid = p.relnamespace
+     WHERE m.nspname = ANY (:schemas) AND p.relkind IN ('r', 'p')
+       AND (NOT c.relispartition OR c.relkind = 'f' OR n.nspname <> ALL (:schemas))
+     ORDER BY 1, 2
+"""
+
+
+def check_heirs(audit: Audit) -> Iterator[Finding]:
+    """No table, in whatever schema, inherits from one of ours, and no partition lies elsewhere."""
+    for row in audit.rows(_HEIRS, schemas=audit.schemas):
+        name, parent = audit.qualified(row.nspname, row.relname), audit.qualified(row.place, row.parent)
+        if not row.attached:
+            risk = f"its rows are part of {parent}: {row.owner} writes them past its keys and triggers, for any tenant"
+            remedy = f"ALTER TABLE {name} NO INHERIT {parent}"
+        elif row.foreign:
+            risk = f"it is a partition of {parent} on another server: rows are sent there, past every policy"
+            remedy = f"ALTER TABLE {parent} DETACH PARTITION {name}"
+        else:
+            risk = f"it is a partition of {parent} in another schema: {row.owner} and who uses that read past policies"
+            remedy = f"ALTER TABLE {name} SET SCHEMA {audit.quote(row.place)}"
+        yield finding("table-heir", name, risk, remedy)

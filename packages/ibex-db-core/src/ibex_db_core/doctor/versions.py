@@ -24,7 +24,7 @@ _HOLES: Mapping[str, tuple[str, Mapping[int, int]]] = {
 # CVE-2026-3172: a parallel HNSW build reads and writes past its buffer, into other relations' data.
 OLDEST_VECTOR = (0, 8, 2)
 
-_SERVER = "SELECT current_setting('server_version_num')::int AS server"
+_SERVER = "SELECT current_setting('server_version_num') AS server"  # a cast would be the database's
 _EXTENSIONS = """
     SELECT e.extname::text AS name, e.extversion AS installed, a.default_version AS available
       FROM pg_extension e LEFT JOIN pg_available_extensions a ON a.name = e.extname ORDER BY 1
@@ -33,7 +33,7 @@ _EXTENSIONS = """
 
 def check_versions(audit: Audit) -> Iterator[Finding]:
     """Server and extensions are new enough."""
-    yield from judge_server(audit.rows(_SERVER)[0].server)
+    yield from judge_server(int(audit.rows(_SERVER)[0].server))
     for row in audit.rows(_EXTENSIONS):
         installed, available = numbers(row.installed), numbers(row.available or row.installed)
         name = audit.quote(row.name)

@@ -1,9 +1,11 @@
 """Views: they look with the rights of whoever asks."""
 
 from collections.abc import Iterator
+from typing import cast
 
 from ibex_db_core.doctor.catalog import Audit
-from ibex_db_core.doctor.findings import Finding, finding
+from ibex_db_core.doctor.findings import Finding, Severity, finding
+from ibex_db_core.policies import SIGNING_KEYS
 
 __all__ = ["check_views"]
 
@@ -26,9 +28,26 @@ _VIEWS = """
 """
 
 
+_OURS = """
+    SELECT c.oid, c.relname::text AS name FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+     WHERE n.nspname = ANY (:schemas) AND c.relkind IN ('r', 'p')
+"""
+
+
 def check_views(audit: Audit) -> Iterator[Finding]:
-    """No view over tenants' tables, in any schema, looks with its owner's rights or keeps a copy."""
-    for row in audit.rows(_VIEWS, tables=list(audit.tenant_tables)):
+    """No view over a table of ours, in any schema, looks with its owner's rights or keeps a copy."""
+    every = {cast("int", row.oid): row.name for row in audit.rows(_OURS, schemas=audit.schemas)}
+    grave = {oid for oid, name in every.items() if oid in audit.secured or name == SIGNING_KEYS}
+    told: set[str] = set()
+    for tables, severity in ((grave, None), (every.keys() - grave, Severity.MEDIUM)):
+        for found in _told(audit, list(tables), severity):
+            if found.object not in told:
+                yield found
+                told.add(found.object)
+
+
+def _told(audit: Audit, tables: list[int], severity: Severity | None) -> Iterator[Finding]:
+    for row in audit.rows(_VIEWS, tables=tables):
         name = audit.qualified(row.nspname, row.relname)
         if row.materialized:
             yield finding(
@@ -36,6 +55,7 @@ def check_views(audit: Audit) -> Iterator[Finding]:
                 name,
                 "it keeps a copy of rows that no policy guards: whoever may read it reads every organization's",
                 f"DROP MATERIALIZED VIEW {name}",
+                severity=severity,
             )
         elif not row.invoker:
             yield finding(
@@ -44,4 +64,5 @@ def check_views(audit: Audit) -> Iterator[Finding]:
                 f"it looks with the rights of {row.owner}: policies for whoever asks are not applied "
                 "(CREATE OR REPLACE VIEW drops the option)",
                 f"ALTER VIEW {name} SET (security_invoker = true)",
+                severity=severity,
             )
