@@ -244,7 +244,7 @@ class Reembedding:
         active, filling, retired, clearing = (spaces.get(status) for status in _ORDER)
         looked_at = filling or active
         if looked_at is None:
-            return ReembeddingStatus(None, None, None, await mover.filled(None), 0)
+            return ReembeddingStatus(None, None, retired, await mover.filled(None), 0, clearing)
         return ReembeddingStatus(
             active, filling, retired, await mover.filled(looked_at), await mover.lacking(looked_at), clearing
         )
