@@ -120,18 +120,20 @@ class History(Spaces, Changes):
         async with self._change_recorded(reason=reason, actor=actor, operation=VersionOperation.REVERTED):
             memory = (await self._locked([ident]))[validation.uuid("id", ident)]
             version = await self._version(memory.id, version_num)
-            if memory.content != version.content:
+            changed = memory.content != version.content
+            if vector is not None and not changed:
+                raise InvalidInputError("embedding", "given", "must be left out where the content stays the same")
+            # Before the content, whose flush must be the only one: each is a version.
+            memory.category = version.category
+            memory.confidence = version.confidence
+            memory.metadata_ = dict(version.metadata_)
+            if changed:
                 memory.content = version.content
                 memory.embedding = None if vector is None or space.id is not None else vector.to_list()
                 if embedding_model is not None:
                     memory.embedding_model = embedding_model
                 await self._flush()
                 await self._put(space, memory.id, vector)
-            elif vector is not None:
-                raise InvalidInputError("embedding", "given", "must be left out where the content stays the same")
-            memory.category = version.category
-            memory.confidence = version.confidence
-            memory.metadata_ = dict(version.metadata_)
         return memory
 
     async def _version(self, ident: UUID, number: int) -> MemoryVersion:
