@@ -34,6 +34,14 @@ EXCEPTIONS = {
         "require-concurrent-index-creation",
         "CREATE INDEX memories_search_vector_idx ON ibex_core.memories USING gin (search_vector) WITH (fastupdate = off);",  # noqa: E501 - as it stands in the script
     ): "memories is partitioned, and Postgres builds no index of a partitioned table concurrently.",
+    (
+        "ban-drop-constraint",
+        "ALTER TABLE ibex_core.embedding_spaces DROP CONSTRAINT embedding_spaces_space_status_known;",
+    ): "The same revision puts it back, with one status more.",
+    (
+        "constraint-missing-not-valid",
+        "ALTER TABLE ibex_core.embedding_spaces VALIDATE CONSTRAINT embedding_spaces_space_status_known;",
+    ): "At most two rows an organization, and none of those that never moved: it is read in a moment.",
 }
 
 

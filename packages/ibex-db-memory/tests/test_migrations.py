@@ -66,6 +66,7 @@ async def test_up_and_down_and_up_again(ibex_db: Database) -> None:
             "memory_0003",
             "memory_0004",
             "memory_0005",
+            "memory_0006",
         ]
 
         assert await migrator.check() == []

@@ -4,6 +4,9 @@ fill() --> cut_over() --> finish()
                ^  |
                +--+ roll_back()
 
+Where roll_back() gives a move up, or finish() ends one, the space is first marked
+as CLEARING: no other verb touches it from then on, whatever comes at the same time.
+
 fill() has the new model's vectors made, batch by batch, beside the memories:
 no search reads them, and no row of memories is touched.  cut_over() changes one
 row, from which on every search reads the new vectors, and roll_back() changes it
@@ -17,6 +20,7 @@ of, so one of a content that was changed meanwhile counts as none.
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from inspect import isawaitable
 from uuid import UUID
 
 import pgvector
@@ -50,6 +54,7 @@ class ReembeddingStatus:
         retired: what roll_back() goes back to, and finish() clears away.
         filled: memories with a vector of the model that is being filled, or else of the active one.
         lacking: memories that still lack it, though they have, or had, a vector of some model.
+        clearing: what is being cleared away; finish() goes on with it where that was cut short.
     """
 
     active: EmbeddingSpace | None
@@ -57,6 +62,7 @@ class ReembeddingStatus:
     retired: EmbeddingSpace | None
     filled: int
     lacking: int
+    clearing: EmbeddingSpace | None = None
 
 
 class Reembedding:
@@ -110,7 +116,18 @@ class Reembedding:
 
         Raises:
             InvalidInputError: embed returned something else than one vector of these dimensions each.
-            IllegalTransitionError: a move to another model is under way, or has not been finished.
+            IllegalTransitionError: a move to another model is under way, or has not been finished; or this one was
+                rolled back meanwhile.
+            NotFoundError: no such organization.
+
+        Example:
+            >>> async def embed(contents: list[str]) -> list[list[float]]:
+            ...     return [[1.0, float(len(content))] + [0.0] * 1022 for content in contents]
+            >>> _ = await memories.remember(
+            ...     agent_id=agent.id, content="Likes tea.", category="factual", embedding=[1.0] + [0.0] * 383)
+            >>> await session.commit()
+            >>> await Reembedding(db, org.id).fill(embed, embedding_model="e5-large", dimensions=1024)
+            1
         """
         if embedding_model is not None:
             validation.text("embedding_model", embedding_model, shortest=1, longest=255)
@@ -145,6 +162,16 @@ class Reembedding:
 
         Raises:
             IllegalTransitionError: nothing is being filled, or memories still lack a new vector.
+            NotFoundError: no such organization.
+
+        Example:
+            >>> async def embed(contents: list[str]) -> list[list[float]]:
+            ...     return [[1.0, float(len(content))] + [0.0] * 1022 for content in contents]
+            >>> move = Reembedding(db, org.id)
+            >>> _ = await move.fill(embed, embedding_model="e5-large", dimensions=1024)
+            >>> status = await move.cut_over()
+            >>> status.active.embedding_model, status.retired.dimensions
+            ('e5-large', 384)
         """
         return await self._database.run(self._org_id, self._switch, SpaceStatus.FILLING)
 
@@ -156,41 +183,96 @@ class Reembedding:
 
         Raises:
             IllegalTransitionError: there is nothing to go back to, or memories lack a vector of the model before.
+            NotFoundError: no such organization.
+
+        Example:
+            >>> async def embed(contents: list[str]) -> list[list[float]]:
+            ...     return [[1.0, float(len(content))] + [0.0] * 1022 for content in contents]
+            >>> move = Reembedding(db, org.id)
+            >>> _ = await move.fill(embed, embedding_model="e5-large", dimensions=1024)
+            >>> (await move.roll_back()).filling is None
+            True
         """
-        status = await self.status()
-        if status.filling is None:
-            return await self._database.run(self._org_id, self._switch, SpaceStatus.RETIRED)
-        await self._clear(status.filling, 1000)
+        back = await self._database.run(self._org_id, self._go_back)
+        if isinstance(back, ReembeddingStatus):
+            return back
+        await self._clear(back, 1000)
         return await self.status()
 
     async def finish(self, *, batch_size: int = 1000) -> int:
         """Clear the vectors of the model before away, in batches; return how many.  There is no way back from then on.
 
+        It also goes on where an earlier call, or a roll_back(), was cut short while it cleared.
+
+        Args:
+            batch_size: vectors of one transaction, 1 to 10,000.
+
         Raises:
             IllegalTransitionError: nothing is retired, or memories lack a vector of the active model.
+            NotFoundError: no such organization.
+
+        Example:
+            >>> async def embed(contents: list[str]) -> list[list[float]]:
+            ...     return [[1.0, float(len(content))] + [0.0] * 1022 for content in contents]
+            >>> move = Reembedding(db, org.id)
+            >>> _ = await move.fill(embed, embedding_model="e5-large", dimensions=1024)
+            >>> _ = await move.cut_over()
+            >>> await move.finish()
+            0
+            >>> (await move.status()).retired is None
+            True
         """
         validation.integer("batch_size", batch_size, 1, _MAX_BATCH)
-        status = await self.status()
-        if status.retired is None or status.filling is not None:
-            raise IllegalTransitionError("the move", _stands(status), "finished", "cut_over() comes first")
-        if status.active is not None and status.lacking:
-            raise _still_lacking(status.active, "the only one", status.lacking)
-        return await self._clear(status.retired, batch_size)
+        return await self._clear(await self._database.run(self._org_id, self._doom), batch_size)
 
     async def status(self) -> ReembeddingStatus:
-        """Return what stands of the move."""
+        """Return what stands of the move.
+
+        Raises:
+            NotFoundError: no such organization.
+
+        Example:
+            >>> status = await Reembedding(db, org.id).status()
+            >>> status.active, status.filled, status.lacking
+            (None, 0, 0)
+        """
         return await self._database.run(self._org_id, self._status)
 
     async def _status(self, session: ScopedSession) -> ReembeddingStatus:
         mover = Mover(session)
         spaces = await mover.spaces()
-        active, filling, retired = (spaces.get(status) for status in _ORDER)
+        active, filling, retired, clearing = (spaces.get(status) for status in _ORDER)
         looked_at = filling or active
         if looked_at is None:
-            return ReembeddingStatus(None, None, None, await mover.filled(None), 0)
+            return ReembeddingStatus(None, None, retired, await mover.filled(None), 0, clearing)
         return ReembeddingStatus(
-            active, filling, retired, await mover.filled(looked_at), await mover.lacking(looked_at)
+            active, filling, retired, await mover.filled(looked_at), await mover.lacking(looked_at), clearing
         )
+
+    async def _go_back(self, session: ScopedSession) -> ReembeddingStatus | EmbeddingSpace:
+        """Decide which way back leads, and go; return what is to be cleared where a move is given up."""
+        mover = Mover(session)
+        spaces = await mover.spaces(lock=True)
+        if (filling := spaces.get(SpaceStatus.FILLING)) is None:
+            return await self._switch(session, SpaceStatus.RETIRED)
+        await mover.doom(filling)
+        return filling
+
+    async def _doom(self, session: ScopedSession) -> EmbeddingSpace:
+        """Mark what finish() clears; return it."""
+        mover = Mover(session)
+        spaces = await mover.spaces(lock=True)
+        if (clearing := spaces.get(SpaceStatus.CLEARING)) is not None:
+            return clearing
+        status = await self._status(session)
+        if status.retired is None:
+            raise IllegalTransitionError("the move", _stands(status), "finished", "cut_over() comes first")
+        if status.active is None:
+            raise _nothing_active()
+        if status.lacking:
+            raise _still_lacking(status.active, "the only one", status.lacking)
+        await mover.doom(status.retired)
+        return status.retired
 
     async def _switch(self, session: ScopedSession, to: SpaceStatus) -> ReembeddingStatus:
         mover = Mover(session)
@@ -198,7 +280,10 @@ class Reembedding:
         spaces = await mover.spaces()
         target = spaces.get(to)
         if target is None:
-            raise IllegalTransitionError("the move", _stands(await self._status(session)), "switched", "fill() first")
+            way_out = "finish() ends that" if SpaceStatus.CLEARING in spaces else "fill() first"
+            raise IllegalTransitionError("the move", _stands(await self._status(session)), "switched", way_out)
+        if SpaceStatus.ACTIVE not in spaces:
+            raise _nothing_active()
         if lacking := await mover.lacking(target):
             raise _still_lacking(target, "active", lacking)
         await mover.switch(spaces[SpaceStatus.ACTIVE], target)
@@ -211,7 +296,7 @@ class Reembedding:
 
     async def _embed(self, space: EmbeddingSpace, claims: Sequence[Claim], embed: Embed) -> int:
         try:
-            vectors = _checked(await embed([claim.content for claim in claims]), len(claims), space.dimensions)
+            vectors = await _embedded(embed, [claim.content for claim in claims], space.dimensions)
         except BaseException:
             # Nobody need wait for the lease to end; where the worker is killed instead, everybody does.
             await self._database.run(self._org_id, lambda session: Mover(session).give_back(space, claims))
@@ -226,12 +311,14 @@ class Reembedding:
         return cleared
 
 
-_ORDER = (SpaceStatus.ACTIVE, SpaceStatus.FILLING, SpaceStatus.RETIRED)
+_ORDER = (SpaceStatus.ACTIVE, SpaceStatus.FILLING, SpaceStatus.RETIRED, SpaceStatus.CLEARING)
 
 
 def _stands(status: ReembeddingStatus) -> str:
     if status.filling is not None:
         return "being filled"
+    if status.clearing is not None:
+        return "being cleared away"
     return "cut over" if status.retired is not None else "not begun"
 
 
@@ -244,7 +331,23 @@ def _still_lacking(space: EmbeddingSpace, to: str, lacking: int) -> IllegalTrans
     )
 
 
-def _checked(vectors: Sequence[VectorLike], count: int, dimensions: int) -> Sequence[pgvector.Vector]:
-    if len(vectors) != count:
-        raise InvalidInputError("embed", f"{len(vectors)} vectors", f"must return one for each of {count} contents")
+def _nothing_active() -> IllegalTransitionError:
+    return IllegalTransitionError(
+        "the move", "without an active model", "switched", "rows of embedding_spaces were deleted by other means"
+    )
+
+
+async def _embedded(embed: Embed, contents: list[str], dimensions: int) -> Sequence[pgvector.Vector]:
+    given = embed(contents)
+    if not isawaitable(given):
+        raise InvalidInputError("embed", given, "must be an async function")
+    returned: Sequence[VectorLike] = await given
+    try:
+        vectors = list(returned)
+    except TypeError as exc:
+        raise InvalidInputError("embed", returned, "must return a list of vectors") from exc
+    if len(vectors) != len(contents):
+        raise InvalidInputError(
+            "embed", f"{len(vectors)} vectors", f"must return one for each of {len(contents)} contents"
+        )
     return [pack_vector(vector, dim=dimensions, field="embed") for vector in vectors]

@@ -232,6 +232,32 @@ CHECKPOINTS = Guards(
     grants=(Grant(APP_ROLE, "DELETE"), Grant(PLATFORM_ROLE, "DELETE")),
 )
 
+_ACTIVE_LAST = Function(
+    "embedding_spaces_active_last",
+    """
+BEGIN
+    IF EXISTS (SELECT FROM gone g JOIN ibex_core.embedding_spaces s ON s.org_id = g.org_id
+            WHERE g.status = 'active') THEN
+        RAISE EXCEPTION 'searches read this space: it goes last'
+            USING ERRCODE = '23514', CONSTRAINT = 'embedding_spaces_active_last',
+                TABLE = TG_TABLE_NAME, SCHEMA = TG_TABLE_SCHEMA;
+    END IF;
+    RETURN NULL;
+END """,
+)
+
+SPACES = Guards(
+    triggers=(
+        Trigger(
+            "embedding_spaces_after_delete",
+            """AFTER DELETE ON ibex_core.embedding_spaces
+    REFERENCING OLD TABLE AS gone
+    FOR EACH STATEMENT EXECUTE FUNCTION ibex_core.embedding_spaces_active_last()""",
+        ),
+    ),
+    functions=(_ACTIVE_LAST,),
+)
+
 # Vectors of a space that is being filled come by UPDATE of a claim; what is inserted is a writer's.
 _REFUSE_LATE = Function(
     "memory_vectors_refuse_late",

@@ -5,6 +5,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from ibex_db_core.base import Base, OrgScoped, Timestamped
 from ibex_db_core.types import enum_type
+from ibex_db_memory.models._guards import SPACES
 from ibex_db_memory.models.enums import SpaceStatus
 
 MAX_DIMENSIONS = 16_000
@@ -21,11 +22,13 @@ class EmbeddingSpace(OrgScoped, Timestamped, Base):
     Attributes:
         embedding_model: which model makes the vectors; None: the callers never named it.
         dimensions: numbers in a vector.
-        status: FILLING is not searched yet, ACTIVE is, RETIRED is kept for the way back; one of each at most.
+        status: FILLING is not searched yet, ACTIVE is, RETIRED is kept for the way back, CLEARING is being cleared
+            away, from which nothing leads back; one of each at most.
         in_memories: the vectors lie in Memory.embedding; otherwise in MemoryVector.
     """
 
     __tablename__ = "embedding_spaces"
+    __guards__ = SPACES
 
     embedding_model: Mapped[str | None] = mapped_column(info={"length": (1, 255)})
     dimensions: Mapped[int] = mapped_column(info={"range": (1, MAX_DIMENSIONS)})

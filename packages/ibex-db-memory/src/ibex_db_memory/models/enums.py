@@ -118,3 +118,4 @@ class SpaceStatus(StrEnum):
     FILLING = "filling"
     ACTIVE = "active"
     RETIRED = "retired"
+    CLEARING = "clearing"

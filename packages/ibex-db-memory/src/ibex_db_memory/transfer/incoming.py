@@ -153,7 +153,7 @@ def _memory(record: Mapping[str, Any], space: Space) -> Incoming:
     values["content_hash"] = content_hash(values["content"])
     values["embedding"] = _embedding(record.get("embedding"))
     if values["embedding"] is not None:
-        space.check(values["embedding"], values["embedding_model"])
+        space.check_written(values["embedding"], values["embedding_model"])
     metadata = record.get("metadata")
     values["metadata"] = "{}" if metadata is None else json_text("metadata", metadata)
     for name in POINTERS:

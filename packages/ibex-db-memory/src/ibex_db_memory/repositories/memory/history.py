@@ -79,6 +79,7 @@ class History(Spaces, Changes):
         version_num: int,
         *,
         embedding: VectorLike | None = None,
+        embedding_model: str | None = None,
         reason: str | None = None,
         actor: UUID | None = None,
     ) -> Memory:
@@ -91,10 +92,13 @@ class History(Spaces, Changes):
             ident: the memory.
             version_num: from 1.
             embedding: the vector of that version's content, of the organization's model, shape (384,) unless it moved.
+            embedding_model: what made it, up to 255 characters; required where the organization moved to another
+                model of 384 dimensions, for nothing else tells its vectors from those before.
             reason: for the version history; the step itself is a version, too, unless it changes nothing.
             actor: who decided, for the version history.
 
         Raises:
+            InvalidInputError: a vector of another model than the organization's, or where the content stays the same.
             NotFoundError: no such memory, or no such version of it.
             ConflictError: the agent has another active memory of that content.
 
@@ -106,22 +110,30 @@ class History(Spaces, Changes):
         """
         validation.integer("version_num", version_num, 1, 2**31 - 1)
         vector = check_embedding(embedding)
+        if embedding_model is not None:
+            validation.text("embedding_model", embedding_model, shortest=1, longest=255)
+            if vector is None:
+                raise InvalidInputError("embedding_model", embedding_model, "must come with its embedding")
         space = await self._space_now(hold=True)
         if vector is not None:
-            space.check(vector, None)
+            space.check_written(vector, embedding_model)
         async with self._change_recorded(reason=reason, actor=actor, operation=VersionOperation.REVERTED):
             memory = (await self._locked([ident]))[validation.uuid("id", ident)]
             version = await self._version(memory.id, version_num)
-            if memory.content != version.content:
-                memory.content = version.content
-                memory.embedding = None if vector is None or space.id is not None else vector.to_list()
-                await self._flush()
-                await self._put(space, memory.id, vector)
-            elif vector is not None:
+            changed = memory.content != version.content
+            if vector is not None and not changed:
                 raise InvalidInputError("embedding", "given", "must be left out where the content stays the same")
+            # Before the content, whose flush must be the only one: each is a version.
             memory.category = version.category
             memory.confidence = version.confidence
             memory.metadata_ = dict(version.metadata_)
+            if changed:
+                memory.content = version.content
+                memory.embedding = None if vector is None or space.id is not None else vector.to_list()
+                if embedding_model is not None:
+                    memory.embedding_model = embedding_model
+                await self._flush()
+                await self._put(space, memory.id, vector)
         return memory
 
     async def _version(self, ident: UUID, number: int) -> MemoryVersion:

@@ -8,10 +8,11 @@ import pgvector
 from sqlalchemy import ARRAY, Float, Integer, Text, Uuid, bindparam, delete, select, text
 from sqlalchemy.types import NullType
 
-from ibex_db_core.errors import IllegalTransitionError, InvalidInputError
+from ibex_db_core.errors import IllegalTransitionError, InvalidInputError, NotFoundError
 from ibex_db_memory.models import EMBEDDING_DIMENSIONS, EmbeddingSpace, SpaceStatus
 from ibex_db_memory.repositories.memory import statements
 from ibex_db_memory.repositories.memory.spaces import Spaces
+from ibex_db_tenancy import Organization
 from ibex_db_tenancy.erasure import lock_number
 
 
@@ -26,8 +27,15 @@ class Claim(NamedTuple):
 # Steps of one organization's move come one after another; searches and writers do not meet it.
 _TURN = text("SELECT pg_advisory_xact_lock(:number)")
 
+# Workers put vectors beside one another, and whoever changes the space waits for them.
+_HOLD_SPACE = text(
+    "SELECT status FROM ibex_core.embedding_spaces WHERE org_id = :org_id AND id = :space_id FOR SHARE"
+).bindparams(bindparam("org_id", type_=Uuid()), bindparam("space_id", type_=Uuid()))
+
 # Whoever writes a memory holds KEY SHARE on the organization until it commits: for its foreign key.
 _ALONE = "SELECT FROM ibex_core.organizations WHERE id = :org_id FOR UPDATE"
+
+_EXISTS = "SELECT 1 FROM ibex_core.organizations WHERE id = :org_id"
 
 _HAS_ANY = """(m.embedding IS NOT NULL OR EXISTS (SELECT FROM ibex_core.memory_vectors o
     WHERE o.org_id = :org_id AND o.id = m.id))"""
@@ -56,14 +64,17 @@ _CLAIM = {
                 AND c.id = m.id AND c.claimed_until > clock_timestamp())
         ORDER BY m.id LIMIT :size
     ), claimed AS (
-        INSERT INTO ibex_core.memory_vectors (org_id, space_id, id, content_hash, dimensions, claimed_until)
+        INSERT INTO ibex_core.memory_vectors AS v (org_id, space_id, id, content_hash, dimensions, claimed_until)
         SELECT :org_id, :space_id, w.id, w.content_hash, :dimensions,
             clock_timestamp() + make_interval(secs => :lease)
         FROM wanted w
         ON CONFLICT (org_id, space_id, id) DO UPDATE
             SET content_hash = excluded.content_hash, embedding = NULL, claimed_until = excluded.claimed_until
+            -- Whoever had claimed it before may have put its vector while we waited for the row.
+            WHERE v.embedding IS NULL OR v.content_hash <> excluded.content_hash
+        RETURNING v.id
     )
-    SELECT id, content, content_hash FROM wanted ORDER BY id
+    SELECT id, content, content_hash FROM wanted JOIN claimed USING (id) ORDER BY id
     """
     for at_home, lacks in _LACKS.items()
 }
@@ -123,11 +134,25 @@ _FIRST = UUID(int=0)
 class Mover(Spaces):
     """The steps of one organization's move."""
 
-    async def spaces(self) -> Mapping[SpaceStatus, EmbeddingSpace]:
-        """Return the organization's spaces; none where it never moved."""
-        statement = select(EmbeddingSpace).where(EmbeddingSpace.org_id == self._tenant)
-        rows = (await self._execute(statement, populate_existing=True)).scalars().all()
-        return {row.status: row for row in cast("Sequence[EmbeddingSpace]", rows)}
+    async def spaces(self, *, lock: bool = False) -> Mapping[SpaceStatus, EmbeddingSpace]:
+        """Return the organization's spaces; none where it never moved.
+
+        Args:
+            lock: wait for whoever is putting vectors into one, and take the turn first.
+
+        Raises:
+            NotFoundError: no such organization.
+        """
+        statement = select(EmbeddingSpace).where(EmbeddingSpace.org_id == self._tenant).order_by(EmbeddingSpace.id)
+        if lock:
+            await self._turn()
+            statement = statement.with_for_update()
+        rows = cast(
+            "Sequence[EmbeddingSpace]", (await self._execute(statement, populate_existing=True)).scalars().all()
+        )
+        if not rows and (await self._run(_EXISTS)).scalar_one_or_none() is None:
+            raise NotFoundError(Organization.__name__, self._tenant)
+        return {row.status: row for row in rows}
 
     async def begin(self, model: str | None, dimensions: int) -> EmbeddingSpace:
         """Return the space to fill: the one of this model, a new one where there is none.
@@ -139,11 +164,13 @@ class Mover(Spaces):
         spaces = await self.spaces()
         for space in spaces.values():
             if (space.embedding_model, space.dimensions) == (model, dimensions):
+                if space.status is SpaceStatus.CLEARING:
+                    raise _over(space)
                 return space
         if model is None:
             raise InvalidInputError("embedding_model", None, "must name the model to move to")
         if len(spaces) > 1:
-            other = spaces.get(SpaceStatus.FILLING) or spaces[SpaceStatus.RETIRED]
+            other = next(space for status, space in spaces.items() if status is not SpaceStatus.ACTIVE)
             way_out = "cut_over() and finish(), or roll_back()" if other.status is SpaceStatus.FILLING else "finish()"
             raise IllegalTransitionError(
                 f"embedding model {other.embedding_model}", other.status.value, f"second to {model}", f"{way_out} first"
@@ -179,14 +206,24 @@ class Mover(Spaces):
         return cast("int", (await self._run(_FILLED[space is None or space.in_memories], space)).scalar_one())
 
     async def claim(self, space: EmbeddingSpace, size: int, *, lease: float, after: UUID | None) -> Sequence[Claim]:
-        """Claim up to a batch of the memories that lack a vector and that nobody else has claimed."""
+        """Claim up to a batch of the memories that lack a vector and that nobody else has claimed.
+
+        Raises:
+            IllegalTransitionError: the space is gone, or going.
+        """
         await self._turn()
+        await self._hold(space)
         parameters = {"dimensions": space.dimensions, "size": size, "lease": lease, "after": after or _FIRST}
         rows = (await self._run(_CLAIM[space.in_memories], space, **parameters)).all()
         return [Claim(*row) for row in rows]
 
     async def put(self, space: EmbeddingSpace, claims: Sequence[Claim], vectors: Sequence[pgvector.Vector]) -> int:
-        """Write the vectors of what was claimed; return how many were still wanted."""
+        """Write the vectors of what was claimed; return how many were still wanted.
+
+        Raises:
+            IllegalTransitionError: the space is gone, or going.
+        """
+        await self._hold(space)
         binary = statements.speaks_binary(cast("Any", self._session.get_bind()))
         parameters: dict[str, object] = {
             "ids": [claim.id for claim in claims],
@@ -219,23 +256,45 @@ class Mover(Spaces):
         await self._flush()
         self._beliefs.forget(self._tenant)
 
+    async def doom(self, space: EmbeddingSpace) -> None:
+        """Mark a space as going; the caller has locked it.  From here on nothing leads back."""
+        space.status = SpaceStatus.CLEARING
+        await self._flush()
+
     async def clear(self, space: EmbeddingSpace, size: int) -> int:
-        """Take up to a batch of a space's vectors away; return how many."""
+        """Take up to a batch of a doomed space's vectors away; return how many: none where it is gone.
+
+        Raises:
+            IllegalTransitionError: it is not doomed.
+        """
+        spaces = await self.spaces(lock=True)
+        if not _doomed(space, spaces):
+            return 0
         parameters: dict[str, object] = {"size": size}
         if space.in_memories:
-            active = (await self.spaces())[SpaceStatus.ACTIVE]
-            parameters["model"] = active.embedding_model
+            parameters["model"] = spaces[SpaceStatus.ACTIVE].embedding_model
         return len((await self._run(_CLEAR[space.in_memories], space, **parameters)).all())
 
     async def forget(self, space: EmbeddingSpace) -> None:
-        """Forget an empty space, and the whole move where nothing but Memory.embedding is left."""
-        await self._turn()
+        """Forget a doomed space, and the whole move where nothing but Memory.embedding is left.
+
+        Raises:
+            IllegalTransitionError: it is not doomed.
+        """
+        if not _doomed(space, await self.spaces(lock=True)):
+            return
         await self._execute(
             delete(EmbeddingSpace).where(EmbeddingSpace.org_id == self._tenant, EmbeddingSpace.id == space.id)
         )
         left = list((await self.spaces()).values())
         if len(left) == 1 and left[0].in_memories:
             await self._execute(delete(EmbeddingSpace).where(EmbeddingSpace.org_id == self._tenant))
+
+    async def _hold(self, space: EmbeddingSpace) -> None:
+        """Keep a space as it is until this transaction ends."""
+        found = await self._execute(_HOLD_SPACE, {"org_id": self._tenant, "space_id": space.id})
+        if found.scalar_one_or_none() in {None, SpaceStatus.CLEARING.value}:
+            raise _over(space)
 
     async def _turn(self) -> None:
         await self._execute(_TURN, {"number": lock_number(self._tenant) ^ 0x5EED})
@@ -245,3 +304,20 @@ class Mover(Spaces):
         given = {name: value for name, value in values.items() if f":{name}" in sql}
         bound = text(sql).bindparams(*(bindparam(name, type_=_TYPES[name]) for name in given))
         return await self._execute(bound, given)
+
+
+def _doomed(space: EmbeddingSpace, spaces: Mapping[SpaceStatus, EmbeddingSpace]) -> bool:
+    """Tell whether a space is going; False: it is gone."""
+    now = next((one for one in spaces.values() if one.id == space.id), None)
+    if now is not None and now.status is not SpaceStatus.CLEARING:
+        raise IllegalTransitionError(f"embedding model {now.embedding_model}", now.status.value, "cleared away")
+    return now is not None
+
+
+def _over(space: EmbeddingSpace) -> IllegalTransitionError:
+    return IllegalTransitionError(
+        f"embedding model {space.embedding_model}",
+        "cleared away",
+        "filled",
+        "the move was rolled back or finished; finish() ends it where it was cut short, and fill() begins another",
+    )

@@ -146,7 +146,9 @@ class Spaces(BaseRepository[Memory]):
         """Say it as every other vector that does not fit is told; the next time the space is asked for."""
         if exc.constraint in _TOO_LATE:
             self._beliefs.forget(self._tenant)
-            raise InvalidInputError("embedding", "a vector of the model before", f"comes too late: {exc}") from exc
+            # What the trigger says, without the way out that is told of any CHECK.
+            said = str(exc).rpartition("; ")[0]
+            raise InvalidInputError("embedding", "a vector of the model before", f"comes too late: {said}") from exc
 
 
 def _all_fit(space: Space, vectors: Sequence[tuple[pgvector.Vector, str | None]]) -> Space:

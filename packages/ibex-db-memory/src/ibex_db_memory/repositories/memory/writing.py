@@ -238,7 +238,7 @@ class Writing(Finding):
         space = await self._space_now(hold=True)
         if vector is not None:
             model = changes.get("embedding_model")
-            space.check(vector, None if model is None else str(model))
+            space.check_written(vector, None if model is None else str(model))
         if space.id is not None:
             changes = {**changes, "embedding": None}
         memory = await super().update(ident, **changes)
