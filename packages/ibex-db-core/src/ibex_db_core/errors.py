@@ -227,7 +227,7 @@ class IllegalTransitionError(IbexError):
 
 
 class _ServerError(IbexError):
-    """What the server's refusals have in common: the constraint's name and the SQLSTATE."""
+    """What the server's refusals have in common: the constraint's name, the SQLSTATE, and which of many it was."""
 
     def __init__(
         self,
@@ -237,7 +237,9 @@ class _ServerError(IbexError):
         table: str | None = None,
         values: Mapping[str, object] | None = None,
         sqlstate: str | None = None,
+        index: int | None = None,
     ) -> None:
+        self.index = index
         self.constraint = constraint
         self.table = table
         self.values = dict(values or {})

@@ -9,6 +9,7 @@ from sqlalchemy import select
 from ibex_db_core import validation
 from ibex_db_core.errors import InvalidInputError, NotFoundError
 from ibex_db_core.types import VectorLike
+from ibex_db_memory.content import content_hash
 from ibex_db_memory.drafts import check_embedding
 from ibex_db_memory.models import Memory, MemoryVersion, VersionOperation
 from ibex_db_memory.repositories.memory.changes import Changes
@@ -113,6 +114,7 @@ class History(Spaces, Changes):
             memory = (await self._locked([ident]))[validation.uuid("id", ident)]
             version = await self._version(memory.id, version_num)
             if memory.content != version.content:
+                await self._retire_twin(memory.id, content_hash=content_hash(version.content))
                 memory.content = version.content
                 memory.embedding = None if vector is None or space.id is not None else vector.to_list()
                 await self._flush()
