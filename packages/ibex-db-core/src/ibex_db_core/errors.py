@@ -227,7 +227,7 @@ class IllegalTransitionError(IbexError):
 
 
 class _ServerError(IbexError):
-    """What the server's refusals have in common: the constraint's name, the SQLSTATE, and which of many it was."""
+    """What the server's refusals have in common: the constraint's name and the SQLSTATE."""
 
     def __init__(
         self,
@@ -237,9 +237,7 @@ class _ServerError(IbexError):
         table: str | None = None,
         values: Mapping[str, object] | None = None,
         sqlstate: str | None = None,
-        index: int | None = None,
     ) -> None:
-        self.index = index
         self.constraint = constraint
         self.table = table
         self.values = dict(values or {})
@@ -255,11 +253,17 @@ class SignatureError(_ServerError, TenantError):
     """The database has signing on, and this transaction's tenant came with no signature that it believes."""
 
 
-class ConflictError(_ServerError):
+class _RowError(_ServerError):
+    """What a refusal of one row has beside: its position, where it was one of many that were given."""
+
+    index: int | None = None
+
+
+class ConflictError(_RowError):
     """Another row already holds these values of a unique key."""
 
 
-class ForeignKeyError(_ServerError):
+class ForeignKeyError(_RowError):
     """The row points at one that this organization does not have, or is still pointed at."""
 
 

@@ -443,14 +443,15 @@ async def _each(
 def _pointed(
     exc: ConflictError | ForeignKeyError, index: int, field: str, value: object, rule: str
 ) -> ConflictError | ForeignKeyError:
-    return type(exc)(
+    told = type(exc)(
         f"item {index}: {field} {value} {rule}; {exc}",
         constraint=exc.constraint,
         table=exc.table,
         values={field: value},
         sqlstate=exc.sqlstate,
-        index=index,
     )
+    told.index = index
+    return told
 
 
 def _always_outrun() -> SerializationError:
