@@ -252,8 +252,8 @@ async def test_one_id_or_none_is_no_list_of_ids(memories: MemoryRepository, agen
         ("idents", lambda: memories.embeddings(bad)),
         ("idents", lambda: memories.get_many(bad)),
         ("lines", lambda: memories.import_(bad)),
-        ("agents", lambda: anext(memories.export(agents=bad or 5))),
-        ("weights", lambda: memories.hot(agent_id, weights=bad or "x")),
+        ("agents", lambda: anext(memories.export(agents=cast("Any", bad or 5)))),
+        ("weights", lambda: memories.hot(agent_id, weights=cast("Any", bad or "x"))),
     ):
         with pytest.raises(InvalidInputError) as caught:
             await cast("Awaitable[object]", call())
@@ -269,7 +269,7 @@ async def test_supersede_and_merge_take_an_id_as_text(memories: MemoryRepository
     bad: Any = {"agent_id": agent_id, "content": " ", "category": "factual"}
     for wrong, field in (("z", "by"), (bad, "content")):
         with pytest.raises(InvalidInputError) as caught:
-            await memories.supersede(three.id, by=wrong)
+            await memories.supersede(three.id, by=cast("Any", wrong))
         assert (caught.value.field, caught.value.index) == (field, None)
 
 
