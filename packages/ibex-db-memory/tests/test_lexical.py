@@ -185,7 +185,7 @@ async def test_filters_narrow_and_never_cost_a_hit(
     old = datetime.now(UTC) - timedelta(days=1)
     await remembered(memories, agent_id, "Tea that is over.", tags=["kept"], expires_at=old)
     await remembered(memories, agent_id, "Tea in doubt.", tags=["kept"], confidence=0.1)
-    await remembered(memories, agent_id, "Tea superseded.", tags=["kept"], status="superseded")
+    await remembered(memories, agent_id, "Tea set aside.", tags=["kept"], status="archived")
     await remembered(memories, other_agent_id, "Tea of somebody else.", tags=["kept"])
     found = await said(
         memories, "tea", agent_id=agent_id, tags_all=["kept"], min_confidence=0.5, categories=["factual"], limit=10

@@ -243,14 +243,14 @@ async def test_erasing_a_session_leaves_its_memories(
     assert memory.org_id == home.org_id
 
 
-@pytest.mark.parametrize("pointer", ["superseded_by", "merged_into"])
+@pytest.mark.parametrize(("pointer", "status"), [("superseded_by", "superseded"), ("merged_into", "merged")])
 async def test_erasing_a_successor_clears_the_pointer(
-    session: ScopedSession, make_memory: MakeMemory, pointer: str
+    session: ScopedSession, make_memory: MakeMemory, pointer: str, status: str
 ) -> None:
     new = make_memory("new")
     session.add(new)
     await session.flush()
-    old = make_memory("old", **{pointer: new.id})
+    old = make_memory("old", **{pointer: new.id, "status": status})
     session.add(old)
     await session.flush()
 
@@ -332,6 +332,7 @@ async def test_the_database_refuses_bad_values_of_raw_sql(
 async def test_a_row_of_another_organization_cannot_be_pointed_at(
     ibex_db: Database, home: Home, other_home: Home, make_memory: MakeMemory, field: str
 ) -> None:
+    status = {"superseded_by": "superseded", "merged_into": "merged"}.get(field, "active")
     theirs = Memory(agent_id=other_home.agent_id, content="secret", category="factual")
     async with ibex_db.tenant(other_home.org_id) as session:
         session.add(theirs)
@@ -339,7 +340,7 @@ async def test_a_row_of_another_organization_cannot_be_pointed_at(
 
     with pytest.raises(ForeignKeyError):
         async with ibex_db.tenant(home.org_id) as session:
-            session.add(make_memory(**{field: target}))
+            session.add(make_memory(**{field: target, "status": status}))
 
 
 async def test_an_unknown_parent_is_refused(session: ScopedSession, make_memory: MakeMemory) -> None:

@@ -75,7 +75,7 @@ async def test_bookkeeping_is_no_version(session: ScopedSession, make_memory: Ma
 async def test_a_version_holds_the_state_after_the_change(session: ScopedSession, make_memory: MakeMemory) -> None:
     memory = make_memory("Tea", metadata_={"a": 1})
     await _add(session, memory)
-    memory.content = "Coffee"
+    memory.content, memory.embedding = "Coffee", None
     memory.confidence = Decimal("0.25")
     await session.flush()
     session.expunge_all()

@@ -623,7 +623,7 @@ async def test_a_content_that_changes_without_its_vector_has_none_until_it_is_em
     await move.finish()
     async with ibex_db.tenant(home.org_id) as session:
         memory = await MemoryRepository(session).get(first)
-        memory.content = "Rewritten by hand."
+        memory.content, memory.embedding = "Rewritten by hand.", None
 
     hits = await found(ibex_db, home, new(CONTENTS[0]), limit=100)
 

@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 from uuid import UUID, uuid4
 
 import pytest
+from sqlalchemy import text
 from sqlalchemy.orm import selectinload
 
 from ibex_db_core.database import Database
@@ -114,3 +115,26 @@ async def test_tagging_at_once_in_any_order_is_tagging_once(ibex_db: Database, o
     assert sorted(name for some in added for name in some) == names
     async with ibex_db.tenant(org_id) as session:
         assert await tags_of(MemoryRepository(session), ident) == names
+
+
+async def test_a_tag_is_renamed_beside_an_erasure(ibex_db: Database, org_id: UUID, agent_id: UUID) -> None:
+    """Whoever erases holds the memory first and then its tags: a renaming must take them in this order, too."""
+    async with ibex_db.tenant(org_id) as session:
+        for word in ("One.", "Two."):
+            kept = await MemoryRepository(session).remember(
+                agent_id=agent_id, content=word, category="factual", tags=["old"]
+            )
+    ident = kept.memory.id
+
+    async def rename() -> int:
+        async with ibex_db.tenant(org_id) as session:
+            return await MemoryRepository(session).rename_tag("old", "new")
+
+    async with ibex_db.tenant(org_id) as session:
+        held = text("SELECT FROM ibex_core.memories WHERE id = :id FOR UPDATE")
+        await session.execute(held, {"id": ident})
+        renaming = asyncio.create_task(rename())
+        await asyncio.sleep(0.5)  # until it waits for the memory
+        await MemoryRepository(session).erase(ident)
+
+    assert await renaming == 1

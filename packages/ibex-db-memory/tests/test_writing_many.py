@@ -1,10 +1,12 @@
 """Remembering many: one outcome for each draft, all or none, whatever the batch."""
 
 import asyncio
+import pickle
 import tracemalloc
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from uuid import UUID, uuid4
 
 import asyncpg
@@ -160,17 +162,45 @@ async def test_the_same_draft_with_its_id_twice_is_created_once(
 
 @pytest.mark.parametrize("batch_size", [1, 1000])
 @pytest.mark.parametrize("status", ["active", "pending_review"])
-async def test_one_id_for_two_memories_is_a_conflict(
+async def test_one_id_for_two_memories_is_refused_by_position(
     memories: MemoryRepository, agent_id: UUID, batch_size: int, status: str
 ) -> None:
     ident = uuid4()
 
-    with pytest.raises(ConflictError) as caught:
+    with pytest.raises(InvalidInputError, match="is that of another draft") as caught:
         await memories.remember_many(
-            [said(agent_id, content, id=ident, status=status) for content in ("One.", "Two.")], batch_size=batch_size
+            [said(agent_id, "Zero."), *(said(agent_id, one, id=ident, status=status) for one in ("One.", "Two."))],
+            batch_size=batch_size,
         )
-    assert caught.value.constraint == "memories_pkey"
+    assert (caught.value.field, caught.value.value, caught.value.index) == ("id", ident, 2)
     assert await memories.count() == 0
+
+
+@pytest.mark.parametrize("batch_size", [1, 1000])
+async def test_what_only_the_database_knows_is_wrong_is_named_by_position_too(
+    memories: MemoryRepository, agent_id: UUID, rival_agent_id: UUID, batch_size: int
+) -> None:
+    taken, nobody = uuid4(), uuid4()
+    await memories.remember(agent_id=agent_id, content="Here.", category="factual", id=taken)
+    fine = [said(agent_id, "One."), said(agent_id, "Here.", id=taken)]
+    for bad, field, value in (
+        (said(rival_agent_id, "Two."), "agent_id", rival_agent_id),
+        (said(agent_id, "Two.", session_id=nobody), "session_id", nobody),
+        (said(agent_id, "Two.", id=taken), "id", taken),
+    ):
+        with pytest.raises((ForeignKeyError, ConflictError), match=f"^item 2: {field} {value} is ") as caught:
+            await memories.remember_many([*(fine if field != "id" else [fine[0]] * 2), bad], batch_size=batch_size)
+        assert (caught.value.index, caught.value.values) == (2, {field: value})
+        assert pickle.loads(pickle.dumps(caught.value)).index == 2  # noqa: S301 - our own
+    assert await memories.count() == 1
+
+
+@pytest.mark.parametrize("bad", [5, None, "Tea."])
+async def test_what_is_no_list_of_drafts_is_refused(memories: MemoryRepository, bad: Any) -> None:
+    with pytest.raises(InvalidInputError) as caught:
+        await memories.remember_many(bad)
+
+    assert caught.value.field == "drafts"
 
 
 @pytest.mark.parametrize(

@@ -253,11 +253,17 @@ class SignatureError(_ServerError, TenantError):
     """The database has signing on, and this transaction's tenant came with no signature that it believes."""
 
 
-class ConflictError(_ServerError):
+class _RowError(_ServerError):
+    """What a refusal of one row has beside: its position, where it was one of many that were given."""
+
+    index: int | None = None
+
+
+class ConflictError(_RowError):
     """Another row already holds these values of a unique key."""
 
 
-class ForeignKeyError(_ServerError):
+class ForeignKeyError(_RowError):
     """The row points at one that this organization does not have, or is still pointed at."""
 
 

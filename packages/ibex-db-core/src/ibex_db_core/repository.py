@@ -100,7 +100,7 @@ class BaseRepository(Scoped[T]):
             >>> [found.name for found in await agents.get_many([agent.id, org.id])]
             ['Support']
         """
-        wanted = [validation.uuid("id", ident) for ident in idents]
+        wanted = validation.uuids("idents", idents)
         if not wanted:
             return []
         statement = self._select(include_deleted=include_deleted).where(self._id == func.any(wanted))

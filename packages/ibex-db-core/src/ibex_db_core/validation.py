@@ -11,7 +11,7 @@ Column ``info`` keys understood here: ``range`` = (lowest, highest), inclusive;
 import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
 from enum import StrEnum
@@ -201,6 +201,13 @@ def uuid(field: str, value: object) -> UUID:
         except ValueError as exc:
             raise InvalidInputError(field, value, "must be a UUID") from exc
     raise InvalidInputError(field, value, "must be a UUID")
+
+
+def uuids(field: str, value: object) -> list[UUID]:
+    """Return the UUIDs of several ids, in the order given; one alone is no several."""
+    if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
+        raise InvalidInputError(field, value, "must be a list of UUIDs, or another iterable of them")
+    return [uuid(field, ident) for ident in cast("Iterable[object]", value)]
 
 
 def json_object(field: str, value: object) -> dict[str, object]:

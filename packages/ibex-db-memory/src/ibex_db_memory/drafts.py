@@ -54,6 +54,8 @@ _DEFAULTS: Mapping[str, object] = {
     "confidence": Decimal("0.800"),
     "usefulness_score": Decimal("0.500"),
 }
+# These point at another memory, and only a verb brings the pointer and the relationship along.
+_MADE_BY: Mapping[MemoryStatus, str] = {MemoryStatus.SUPERSEDED: "supersede", MemoryStatus.MERGED: "merge"}
 # The fields that become a column as they are, once checked; the others need more than a check.
 _PLAIN = (
     "agent_id",
@@ -106,6 +108,8 @@ def check_draft(draft: "MemoryDraft | Mapping[str, object]", new_id: UUID) -> Ch
     values: dict[str, object] = {name: validation.check(Memory, name, given.get(name)) for name in _PLAIN}
     for name, default in _DEFAULTS.items():
         values[name] = default if values[name] is None else values[name]
+    if (verb := _MADE_BY.get(cast("MemoryStatus", values["status"]))) is not None:
+        raise InvalidInputError("status", values["status"], f"is {verb}()'s to give: remember it, then {verb}() it")
     values["content_hash"] = content_hash(cast("str", values["content"]))
     values["embedding"] = check_embedding(cast("VectorLike | None", given.get("embedding")))
     metadata = given.get("metadata")

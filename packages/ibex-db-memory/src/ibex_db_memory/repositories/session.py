@@ -1,13 +1,27 @@
 """Sessions of agents, and the checkpoints to resume them from."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Final, cast
 from uuid import UUID
 
-from sqlalchemy import Column, ColumnElement, Text, Uuid, bindparam, delete, func, literal_column, select, text, update
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    ColumnElement,
+    Text,
+    Uuid,
+    bindparam,
+    cast as cast_sql,
+    delete,
+    func,
+    literal_column,
+    select,
+    text,
+    update,
+)
 from sqlalchemy.dialects.postgresql import JSONB, insert
 
 from ibex_db_core import validation
@@ -23,7 +37,10 @@ _CHECKPOINT = select(Checkpoint).from_statement(
     text(
         """
     WITH numbered AS (
-        UPDATE ibex_core.sessions SET checkpoint_sequence = checkpoint_sequence + 1
+        UPDATE ibex_core.sessions SET checkpoint_sequence = 1 + GREATEST(
+            checkpoint_sequence,
+            (SELECT max(sequence_number) FROM ibex_core.checkpoints WHERE org_id = :org_id AND session_id = :session_id)
+        )
         WHERE org_id = :org_id AND id = :session_id AND status NOT IN ('completed', 'failed', 'abandoned')
         RETURNING org_id, id, checkpoint_sequence
     )
@@ -48,6 +65,24 @@ _log = logging.getLogger("ibex_db.sessions")
 _LIVE = (SessionStatus.INITIALIZING, SessionStatus.ACTIVE, SessionStatus.RESUMING)
 
 _ENDED = (SessionStatus.COMPLETED, SessionStatus.FAILED, SessionStatus.ABANDONED)
+
+# What no update() sets by itself, and which verb does.
+_WAYS_OUT: Final[Mapping[str, str]] = {
+    "status": "moves by activate(), suspend(), resume(), complete(), fail() and abandon_stale(), with what goes along",
+    "agent_id": "stays what it is: start() another run for the other agent",
+    "started_at": "is start()'s to note",
+    "last_heartbeat_at": "is heartbeat()'s to note",
+    "suspended_at": "is suspend()'s to note",
+    "ended_at": "is complete()'s, fail()'s and abandon_stale()'s to note",
+    "checkpoint_sequence": "is checkpoint()'s to count",
+    "turn_count": "is heartbeat()'s to count",
+    "last_error": "is fail()'s to note",
+}
+
+_MOST_TURNS = 2**31 - 1
+
+# Farther back than any run; what lies before 4714 BC, Postgres has no timestamp for.
+_LONGEST_STALE = timedelta(days=36_500)
 
 # Checkpoints that are looked through for an intact one, newest first, before giving up.
 _LOOKED_THROUGH = 100
@@ -77,6 +112,34 @@ class SessionRepository(SteppedRepository[Session]):
 
     model = Session
     steps: ClassVar = SESSION_STEPS
+
+    async def update(self, ident: UUID, **changes: object) -> Session:
+        """Change fields of a session, in one statement, and return it; its status and its books are the verbs' alone.
+
+        Args:
+            ident: the session.
+            changes: external_id, user_id, directive_version_id and metadata.
+
+        Raises:
+            InvalidInputError: no such field, one that a verb keeps, or a value that breaks its rule.
+            ConflictError: the agent has a session of this external_id.
+            ForeignKeyError: no such user or directive version in this organization.
+            NotFoundError: no such session in this organization.
+
+        Example:
+            >>> run = await sessions.start(agent_id=agent.id)
+            >>> (await sessions.update(run.id, metadata={"channel": "phone"})).metadata_
+            {'channel': 'phone'}
+        """
+        for name, way_out in _WAYS_OUT.items():
+            if name in changes:
+                raise InvalidInputError(name, changes[name], way_out)
+        found = dict(changes)
+        if "metadata" in found:
+            if "metadata_" in found:
+                raise InvalidInputError("metadata_", found["metadata_"], "is metadata by its other name: give one")
+            found["metadata_"] = validation.json_object("metadata", found.pop("metadata"))
+        return await super().update(ident, **found)
 
     async def start(
         self,
@@ -176,7 +239,7 @@ class SessionRepository(SteppedRepository[Session]):
 
         Args:
             session_id: the run; initializing, active or resuming.
-            turns: to add to turn_count, 0 or more.
+            turns: to add to turn_count, 0 or more; the count stays at 2**31 - 1 once it is there.
 
         Raises:
             IllegalTransitionError: the run has ended or is suspended: nobody should be running it.
@@ -193,7 +256,10 @@ class SessionRepository(SteppedRepository[Session]):
             .where(*self._scope(), Session.id == ident, Session.status.in_(_LIVE))
             .values(
                 last_heartbeat_at=func.now(),
-                turn_count=Session.turn_count + validation.integer("turns", turns, 0, 2**31 - 1),
+                turn_count=func.least(
+                    cast_sql(Session.turn_count, BigInteger()) + validation.integer("turns", turns, 0, _MOST_TURNS),
+                    _MOST_TURNS,
+                ),
             )
         )
         try:
@@ -479,8 +545,10 @@ class SessionRepository(SteppedRepository[Session]):
 
 
 def _stale(older_than: timedelta) -> Sequence[ColumnElement[bool]]:
-    if older_than <= timedelta(0):
-        raise InvalidInputError("older_than", older_than, "must be more than zero")
+    if not isinstance(cast("object", older_than), timedelta):
+        raise InvalidInputError("older_than", older_than, "must be a timedelta")
+    if not timedelta(0) < older_than <= _LONGEST_STALE:
+        raise InvalidInputError("older_than", older_than, f"must be more than zero, at most {_LONGEST_STALE.days} days")
     return (
         # Literals, as in the index's predicate: of a parameter the planner cannot tell that it applies.
         Session.status.in_([literal_column(f"'{status.value}'") for status in _LIVE]),

@@ -67,9 +67,16 @@ class ScopeCache(Generic[V]):
             self._facts.popitem(last=False)
         return fact
 
-    def forget(self, org_id: UUID) -> None:
-        """Count an organization's scopes anew: many of its rows have just changed."""
-        for scope in [scope for scope in self._facts if scope[0] == org_id]:
+    def forget(self, org_id: UUID, *, where: Callable[[V], bool] | None = None) -> None:
+        """Count an organization's scopes anew: many of its rows have just changed.
+
+        Args:
+            org_id: whose.
+            where: only facts of which this says that they no longer do.
+        """
+        for scope in [
+            scope for scope, (fact, _) in self._facts.items() if scope[0] == org_id and (where is None or where(fact))
+        ]:
             del self._facts[scope]
 
 

@@ -2,16 +2,16 @@
 
 from collections.abc import AsyncGenerator, Container, Iterable, Mapping
 from contextlib import asynccontextmanager
-from typing import ClassVar
+from typing import ClassVar, cast
 from uuid import UUID
 
-from sqlalchemy import func, select, text
+from sqlalchemy import Boolean, Text, Uuid, bindparam, func, select, text
 
 from ibex_db_core import validation
-from ibex_db_core.errors import IllegalTransitionError, NotFoundError
+from ibex_db_core.errors import IllegalTransitionError, InvalidInputError, NotFoundError
 from ibex_db_core.steps import SteppedRepository
 from ibex_db_memory.models import MEMORY_STEPS, Memory, MemoryStatus, VersionOperation
-from ibex_db_memory.models.standing import POINTERS
+from ibex_db_memory.models.standing import POINTERS, WAYS_OUT
 
 # The triggers of memory_0001 read these; they hold until the transaction ends,
 # hence the second call, which gives them back what they said before: nothing,
@@ -22,6 +22,22 @@ _TELL = text(
         current_setting('app.change_operation', true), set_config('app.change_reason', :reason, true),
         set_config('app.changed_by', :actor, true), set_config('app.change_operation', :operation, true)
     """
+)
+
+# An expired memory counts as gone for whoever says the same: it must not stand in the way of the unique index until
+# a sweep comes by.  Never the memory itself, which may be given a longer life.
+_RETIRE_TWIN = text(
+    """
+    UPDATE ibex_core.memories m SET deleted_at = now() FROM ibex_core.memories o
+    WHERE o.org_id = :org_id AND o.id = :id AND (:becomes OR o.status = 'active' AND o.deleted_at IS NULL)
+        AND m.org_id = :org_id AND m.agent_id = o.agent_id AND m.content_hash = COALESCE(:hash, o.content_hash)
+        AND m.status = 'active' AND m.deleted_at IS NULL AND m.expires_at <= now() AND m.id <> o.id
+    """
+).bindparams(
+    bindparam("org_id", type_=Uuid()),
+    bindparam("id", type_=Uuid()),
+    bindparam("becomes", type_=Boolean()),
+    bindparam("hash", type_=Text()),
 )
 _TOLD = ("reason", "actor", "operation")
 
@@ -39,14 +55,15 @@ class Changes(SteppedRepository[Memory]):
     steps: ClassVar = _BY_HAND
 
     async def update(self, ident: UUID, **changes: object) -> Memory:
-        """Change fields of a memory, in one statement, and return it.
+        """Change fields of a memory, and return it.
 
-        Its status moves as archive(), approve() and restore() would have it;
-        what needs a pointer and a relationship beside is supersede()'s, merge()'s
-        and restore()'s alone.
+        ``metadata`` is the column of that name, as in remember().  Its status moves as archive(), approve() and
+        restore() would have it; what needs a pointer and a relationship beside is supersede()'s, merge()'s and
+        restore()'s alone, and counters are those of the verbs that count.
 
         Raises:
-            InvalidInputError: no such field, or a value that breaks its rule; content without its embedding.
+            InvalidInputError: no such field, one that a verb keeps, or a value that breaks its rule; content without
+                its embedding.
             IllegalTransitionError: its status does not lead to the new one.
             ConflictError: the agent has an active memory of the same content.
             NotFoundError: no such memory in this organization.
@@ -56,12 +73,33 @@ class Changes(SteppedRepository[Memory]):
             >>> (await memories.update(kept.memory.id, content="Has two cats.", embedding=None)).content
             'Has two cats.'
         """
+        changes = _as_columns(changes)
+        hashed = self._checked(changes).get("content_hash")
+        becomes = changes.get("status") == MemoryStatus.ACTIVE
+        if hashed is not None or becomes:
+            await self._retire_twin(ident, content_hash=cast("str | None", hashed), becomes=becomes)
         try:
             return await super().update(ident, **changes)
         except IllegalTransitionError as exc:
             raise IllegalTransitionError(
                 exc.entity, exc.from_state, exc.to_state, _way_out(exc.from_state, exc.to_state) or exc.way_out
             ) from None
+
+    async def _retire_twin(self, ident: UUID, *, content_hash: str | None = None, becomes: bool = False) -> None:
+        """Soft-delete the expired memory that says what a memory says, or will say.
+
+        Args:
+            ident: the memory; one that is not active has no twin.
+            content_hash: of what it will say; None: what it says.
+            becomes: it is about to become active, or live.
+        """
+        parameters = {
+            "org_id": self._tenant,
+            "id": validation.uuid("id", ident),
+            "hash": content_hash,
+            "becomes": becomes,
+        }
+        await self._execute(_RETIRE_TWIN, parameters)
 
     @asynccontextmanager
     async def _change_recorded(
@@ -106,6 +144,21 @@ class Changes(SteppedRepository[Memory]):
             if ident not in found and ident not in missing_ok:
                 raise NotFoundError(Memory.__name__, ident)
         return found
+
+
+def _as_columns(changes: Mapping[str, object]) -> dict[str, object]:
+    """Refuse what is a verb's to change, and name the column of metadata as the model does."""
+    for name, way_out in WAYS_OUT.items():
+        if name in changes:
+            raise InvalidInputError(name, changes[name], way_out)
+    if "tags" in changes:
+        raise InvalidInputError("tags", changes["tags"], "are no field: tag() puts them on, untag() takes them off")
+    found = dict(changes)
+    if "metadata" in found:
+        if "metadata_" in found:
+            raise InvalidInputError("metadata_", found["metadata_"], "is metadata by its other name: give one of them")
+        found["metadata_"] = validation.json_object("metadata", found.pop("metadata"))
+    return found
 
 
 def require(memory: Memory, allowed: Iterable[MemoryStatus], to: str) -> None:

@@ -226,6 +226,8 @@ class Finding(Past):
             >>> [found.memory.content for found in await memories.hot(agent.id, limit=5)]
             ['Is allergic to nuts.']
         """
+        if weights is not None and not isinstance(cast("object", weights), HotWeights):
+            raise InvalidInputError("weights", weights, "must be HotWeights")
         filters = Filters.of(agent_id=agent_id, categories=categories, valid_at=valid_at)
         parameters = {
             "org_id": self._tenant,

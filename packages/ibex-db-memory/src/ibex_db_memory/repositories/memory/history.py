@@ -9,6 +9,7 @@ from sqlalchemy import select
 from ibex_db_core import validation
 from ibex_db_core.errors import InvalidInputError, NotFoundError
 from ibex_db_core.types import VectorLike
+from ibex_db_memory.content import content_hash
 from ibex_db_memory.drafts import check_embedding
 from ibex_db_memory.models import Memory, MemoryVersion, VersionOperation
 from ibex_db_memory.repositories.memory.changes import Changes
@@ -123,6 +124,8 @@ class History(Spaces, Changes):
             changed = memory.content != version.content
             if vector is not None and not changed:
                 raise InvalidInputError("embedding", "given", "must be left out where the content stays the same")
+            if changed:
+                await self._retire_twin(memory.id, content_hash=content_hash(version.content))
             # Before the content, whose flush must be the only one: each is a version.
             memory.category = version.category
             memory.confidence = version.confidence

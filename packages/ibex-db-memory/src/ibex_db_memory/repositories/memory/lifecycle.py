@@ -7,6 +7,7 @@ any --forget--> (deleted) --restore--> as it was
 """
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import cast
 from uuid import UUID
 
 from sqlalchemy import delete
@@ -69,6 +70,7 @@ class Lifecycle(Writing, Changes):
             'Has a dog.'
         """
         ident = validation.uuid("id", ident)
+        by = _target_of("by", by)
         return await self._into(by, lambda to: self._supersede(ident, to, reason=reason, actor=actor))
 
     async def _supersede(
@@ -117,9 +119,10 @@ class Lifecycle(Writing, Changes):
             >>> (await memories.get(b.id)).status
             <MemoryStatus.MERGED: 'merged'>
         """
-        wanted = [validation.uuid("idents", ident) for ident in idents]
+        wanted = validation.uuids("idents", idents)
         if not wanted:
             raise InvalidInputError("idents", [], "must name at least one memory")
+        into = _target_of("into", into)
         return await self._into(into, lambda to: self._merge(wanted, to, reason=reason, actor=actor))
 
     async def _merge(
@@ -209,9 +212,12 @@ class Lifecycle(Writing, Changes):
         async with self._change_recorded(reason=reason, actor=actor, operation=VersionOperation.RESTORED):
             memory = (await self._locked([ident], include_deleted=True))[validation.uuid("id", ident)]
             if memory.deleted_at is not None:
+                if memory.status is MemoryStatus.ACTIVE:
+                    await self._retire_twin(memory.id, becomes=True)
                 memory.deleted_at = None
             else:
                 require(memory, [MemoryStatus.ARCHIVED, MemoryStatus.SUPERSEDED, MemoryStatus.MERGED], "active")
+                await self._retire_twin(memory.id, becomes=True)
                 for status, pointer in POINTERS.items():
                     if memory.status is status:
                         await self._unlink(getattr(memory, pointer), memory.id)
@@ -246,6 +252,8 @@ class Lifecycle(Writing, Changes):
         async with self._change_recorded(reason=reason, actor=actor, operation=operation):
             memory = (await self._locked([ident]))[validation.uuid("id", ident)]
             require(memory, allowed, to.value)
+            if to is MemoryStatus.ACTIVE:
+                await self._retire_twin(memory.id, becomes=True)
             memory.status = to
         return memory
 
@@ -268,7 +276,10 @@ class Lifecycle(Writing, Changes):
         """
         if isinstance(to, UUID):
             return to, await self._locked([to, *others])
-        outcome = (await self.remember_many([to])).outcomes[0]
+        try:
+            outcome = (await self.remember_many([to])).outcomes[0]
+        except InvalidInputError as exc:  # the draft is the only one: a position would only puzzle
+            raise InvalidInputError(exc.field, exc.value, exc.rule) from exc
         locked = await self._locked([outcome.id, *others], missing_ok=() if outcome.created else {outcome.id})
         if not outcome.created and (outcome.id not in locked or locked[outcome.id].status is not MemoryStatus.ACTIVE):
             raise _TwinGoneError
@@ -297,6 +308,12 @@ class Lifecycle(Writing, Changes):
                     MemoryRelationship.relationship_type.in_(_LINKS),
                 )
             )
+
+
+def _target_of(field: str, to: _Target) -> _Target:
+    """Take an id's text for the id, as every verb does."""
+    given = cast("object", to)
+    return validation.uuid(field, given) if isinstance(given, str) else to
 
 
 def _require_active(memory: Memory, role: str) -> None:

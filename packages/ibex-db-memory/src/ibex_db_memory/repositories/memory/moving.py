@@ -1,6 +1,6 @@
 """Out to a file and in again: export and import_."""
 
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Mapping
 from contextlib import aclosing
 from typing import Any, cast
 from uuid import UUID
@@ -57,7 +57,7 @@ class Moving(Spaces):
             >>> len(lines), b"Speaks Danish." in lines[1]
             (3, True)
         """
-        wanted = None if agents is None else [validation.uuid("agents", ident) for ident in agents]
+        wanted = None if agents is None else validation.uuids("agents", agents)
         space = await self._space_now()
         beside = space.id is not None
         statement = exporting.statement(
@@ -117,6 +117,8 @@ class Moving(Spaces):
             1
         """
         validation.integer("batch_size", batch_size, 1, _MAX_BATCH)
+        if isinstance(lines, (str, bytes)) or not isinstance(cast("object", lines), (Iterable, AsyncIterable)):
+            raise InvalidInputError("lines", lines, "must be an open file, a list of lines, or what export() returns")
         await self._flush()
         await self._ready()
         # A savepoint: whoever catches the error and goes on finds nothing half written.

@@ -73,7 +73,7 @@ class Spaces(BaseRepository[Memory]):
             >>> found[kept.memory.id][:2]
             [1.0, 0.0]
         """
-        ids = [validation.uuid("idents", ident) for ident in idents]
+        ids = validation.uuids("idents", idents)
         space = await self._space_now()
         parameters = {"org_id": self._tenant, "ids": ids, **space.parameters}
         rows = (await self._execute(_READ[space.id is not None], parameters)).all()

@@ -217,6 +217,27 @@ REMEMBER_MANY_BESIDE = _remember_many(beside=True)
 """A batch whose vectors lie beside the memories: as REMEMBER_MANY."""
 
 
+KNOWN = (
+    text(
+        """
+    SELECT 'memory' AS kind, m.id, m.agent_id,
+        CASE WHEN m.status = 'active' AND m.deleted_at IS NULL THEN m.content_hash END AS twin_hash
+    FROM ibex_core.memories m WHERE m.org_id = :org_id AND m.id = ANY(:ids)
+    UNION ALL SELECT 'agent', a.id, NULL, NULL
+    FROM ibex_core.agents a WHERE a.org_id = :org_id AND a.id = ANY(:agent_ids)
+    UNION ALL SELECT 'session', s.id, NULL, NULL
+    FROM ibex_core.sessions s WHERE s.org_id = :org_id AND s.id = ANY(:session_ids)
+    """
+    )
+    .bindparams(
+        bindparam("org_id", type_=Uuid()),
+        *(bindparam(name, type_=ARRAY(Uuid())) for name in ("ids", "agent_ids", "session_ids")),
+    )
+    .columns(kind=Text(), id=Uuid(), agent_id=Uuid(), twin_hash=Text())
+)
+"""Which ids of a batch that failed are taken, and which of its agents and sessions are there."""
+
+
 def columns_of(rows: Sequence[CheckedDraft], org_id: UUID, binary: bool) -> dict[str, object]:  # noqa: FBT001
     """Turn rows into the arrays that REMEMBER_MANY takes."""
     found: dict[str, object] = {"org_id": org_id}

@@ -24,6 +24,16 @@ class TagCount:
     count: int
 
 
+# Whoever changes tags locks the memory first, and a renaming all of its memories, in one order: it takes tags off and
+# puts others on, and so does whoever tags beside it, in another order.
+_HOLD = text(
+    """
+    SELECT FROM ibex_core.memories WHERE org_id = :org_id AND id IN (
+        SELECT memory_id FROM ibex_core.memory_tags WHERE org_id = :org_id AND tag = :old
+    ) ORDER BY id FOR UPDATE
+    """
+).bindparams(bindparam("org_id", type_=Uuid()), bindparam("old", type_=Text()))
+
 # Both tags on one memory become one, hence the insert that may find it done.
 _RENAME = text(
     """
@@ -57,8 +67,10 @@ class Tags(BaseRepository[Memory]):
             ['choir', 'music']
         """
         ident = validation.uuid("id", ident)
+        wanted = sorted(_some(tags))
+        await self._hold(ident)
         # In one order: two callers with the same tags in another order would wait for each other.
-        rows = [{"org_id": self._tenant, "memory_id": ident, "tag": tag} for tag in sorted(_some(tags))]
+        rows = [{"org_id": self._tenant, "memory_id": ident, "tag": tag} for tag in wanted]
         statement = (
             insert(MemoryTag)
             .values(rows)
@@ -76,10 +88,12 @@ class Tags(BaseRepository[Memory]):
             >>> await memories.untag(kept.memory.id, "MUSIC", "choir")
             ['music']
         """
+        ident, wanted = validation.uuid("id", ident), list(_some(tags))
+        await self._hold(ident)
         statement = delete(MemoryTag).where(
             MemoryTag.org_id == self._tenant,
-            MemoryTag.memory_id == validation.uuid("id", ident),
-            MemoryTag.tag == func.any(bindparam("tags", list(_some(tags)), type_=ARRAY(Text()))),
+            MemoryTag.memory_id == ident,
+            MemoryTag.tag == func.any(bindparam("tags", wanted, type_=ARRAY(Text()))),
         )
         return sorted((await self._execute(statement.returning(MemoryTag.tag))).scalars())
 
@@ -116,7 +130,7 @@ class Tags(BaseRepository[Memory]):
         return [TagCount(*row) for row in (await self._execute(statement)).all()]
 
     async def rename_tag(self, old: str, new: str) -> int:
-        """Rename a tag on every memory of the organization, in one statement; return how many carried it.
+        """Rename a tag on every memory of the organization, all at once; return how many carried it.
 
         Where a memory has both, one remains.
 
@@ -129,8 +143,14 @@ class Tags(BaseRepository[Memory]):
         before, after = normalise_tag(old), normalise_tag(new)
         if before == after:
             raise InvalidInputError("new", new, f"must be another tag than {before!r}")
+        await self._execute(_HOLD, {"org_id": self._tenant, "old": before})
         result = await self._execute(_RENAME, {"org_id": self._tenant, "old": before, "new": after})
         return int(result.scalar_one())
+
+    async def _hold(self, ident: UUID) -> None:
+        """Lock a memory as a foreign key to it would, before its tags are touched."""
+        held = select(Memory.id).where(Memory.org_id == self._tenant, Memory.id == ident)
+        await self._execute(held.with_for_update(read=True, key_share=True))
 
 
 def _some(tags: Iterable[str]) -> Sequence[str]:

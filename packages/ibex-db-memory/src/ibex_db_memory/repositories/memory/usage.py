@@ -127,4 +127,4 @@ class Usage(BaseRepository[Memory]):
 
 
 def _ids(field: str, idents: Iterable[UUID]) -> list[UUID]:
-    return list({validation.uuid(field, ident) for ident in idents})
+    return list(set(validation.uuids(field, idents)))

@@ -18,14 +18,22 @@ import pgvector
 from sqlalchemy import Executable, Result
 
 from ibex_db_core import validation
-from ibex_db_core.errors import InvalidInputError, RuleViolationError, SerializationError
+from ibex_db_core.errors import (
+    ConflictError,
+    ForeignKeyError,
+    InvalidInputError,
+    RuleViolationError,
+    SerializationError,
+)
 from ibex_db_core.types import JsonObject, VectorLike
 from ibex_db_memory.content import content_hash
 from ibex_db_memory.drafts import CheckedDraft, MemoryDraft, check_draft, check_embedding
 from ibex_db_memory.models import Memory, MemoryCategory, MemorySource, MemoryStatus
+from ibex_db_memory.models.standing import NEEDS_VECTOR
 from ibex_db_memory.repositories.memory import statements
 from ibex_db_memory.repositories.memory.finding import Finding
 from ibex_db_memory.search.filters import Filters
+from ibex_db_memory.search.lexical import corpora_for
 from ibex_db_memory.search.plan import sizes_for
 from ibex_db_memory.search.query import Hit
 from ibex_db_memory.search.spaces import Space
@@ -40,6 +48,9 @@ _MAX_BATCH = 10_000
 
 # From so many on, a search should not go by the scope's size of half a minute ago.
 _MANY = 500
+
+# BM25 compares with the whole scope: from a tenth more rows on, its counts of half a minute ago are stale.
+_NOTICED = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +133,7 @@ class Writing(Finding):
                 not be normalised; None is found by no vector search.
             embedding_model: which model made the vector.
             source: how it came to be.
-            status: ACTIVE or PENDING_REVIEW, as a rule; only active memories have duplicates.
+            status: ACTIVE, PENDING_REVIEW or ARCHIVED; only active memories have duplicates.
             session_id: where it was learned.
             confidence: in [0, 1]; None is 0.8.
             tags: each 1 to 64 characters when normalised.
@@ -191,6 +202,10 @@ class Writing(Finding):
 
         Reads the drafts as it goes, so a generator of 100,000 is never in memory as a whole.
 
+        A batch is written in one order, whatever the order of its drafts.  Two callers that keep the same contents
+        in opposite orders, spread over several batches, may each wait for what the other has written: Postgres ends
+        one with DeadlockError, and ``db.run()`` runs that one again.
+
         Args:
             drafts: MemoryDrafts or mappings of their fields.
             batch_size: rows of one statement, 1 to 10,000.
@@ -198,6 +213,8 @@ class Writing(Finding):
 
         Raises:
             InvalidInputError: with ``index``, the position of the draft that is wrong; nothing is kept.
+            ForeignKeyError: with ``index``: its agent or session is not in this organization.
+            ConflictError: with ``index``: its id is that of another memory.
 
         Example:
             >>> done = await memories.remember_many(
@@ -209,14 +226,19 @@ class Writing(Finding):
         validation.integer("batch_size", batch_size, 1, _MAX_BATCH)
         outcomes: list[Outcome] = []
         await self._ready()
-        # A savepoint: whoever catches the error and goes on finds nothing half written.
-        async with self._session.begin_nested(), aclosing(_batches(drafts, batch_size)) as batches:
-            async for batch in batches:
-                outcomes.extend(await self._remember_batch(batch, len(outcomes)))
-                if progress is not None:
-                    progress(len(outcomes))
-        if len(outcomes) >= _MANY:
-            sizes_for(self._session.get_bind()).forget(self._tenant)
+        batch: Sequence[CheckedDraft] = ()
+        try:
+            # A savepoint: whoever catches the error and goes on finds nothing half written.
+            async with self._session.begin_nested(), aclosing(_batches(drafts, batch_size)) as batches:
+                async for batch in batches:
+                    outcomes.extend(await self._remember_batch(batch, len(outcomes)))
+                    if progress is not None:
+                        progress(len(outcomes))
+        except (ConflictError, ForeignKeyError) as exc:
+            if (told := await self._pointed_out(exc, batch, len(outcomes))) is None:
+                raise
+            raise told from exc
+        self._count_anew(sum(outcome.created for outcome in outcomes))
         return RememberedMany(outcomes)
 
     async def update(self, ident: UUID, **changes: object) -> Memory:
@@ -251,12 +273,7 @@ class Writing(Finding):
             raise InvalidInputError("content_hash", values["content_hash"], "is made from content: leave it out")
         if "content" in values:
             if "embedding" not in values:
-                raise InvalidInputError(
-                    "embedding",
-                    "nothing",
-                    "must come with content, or the old vector would go on speaking for the old words: "
-                    "give the new content's vector, or None to have none",
-                )
+                raise InvalidInputError("embedding", "nothing", NEEDS_VECTOR)
             values["content_hash"] = content_hash(cast("str", values["content"]))
         return values
 
@@ -271,6 +288,7 @@ class Writing(Finding):
         for _ in range(_TRIES):
             created = (await self._insert(insert, tagged)).scalar_one_or_none()
             if created is not None:
+                self._count_anew(1)
                 return cast("Memory", created), True
             twin = (await self._execute(statements.TWIN_OF_ONE, values, populate_existing=True)).one_or_none()
             if twin is None:
@@ -334,6 +352,38 @@ class Writing(Finding):
                 raise _always_outrun()
         return [outcomes[position] for position in range(len(batch))]
 
+    async def _pointed_out(
+        self, exc: ConflictError | ForeignKeyError, batch: Sequence[CheckedDraft], start: int
+    ) -> ConflictError | ForeignKeyError | None:
+        """Return the error with the position and the value of the first draft that it may be about."""
+        named = {
+            name: [draft.values[name] for draft in batch if draft.values[name] is not None]
+            for name in ("id", "agent_id", "session_id")
+        }
+        parameters = {"org_id": self._tenant, **{f"{name}s": values for name, values in named.items()}}
+        rows = (await self._execute(statements.KNOWN, parameters)).all()
+        known = {kind: {row.id: row for row in rows if row.kind == kind} for kind in ("memory", "agent", "session")}
+        for index, draft in enumerate(batch, start):
+            ident, agent, session = (draft.values[name] for name in ("id", "agent_id", "session_id"))
+            if isinstance(exc, ConflictError):
+                taken = known["memory"].get(ident)
+                if taken is not None and draft.twin_key != (taken.agent_id, taken.twin_hash):
+                    return _pointed(exc, index, "id", ident, "is that of another memory: leave it out, or give another")
+            elif agent not in known["agent"]:
+                return _pointed(exc, index, "agent_id", agent, "is no agent of this organization")
+            elif session is not None and session not in known["session"]:
+                return _pointed(exc, index, "session_id", session, "is no session of this organization")
+        return None
+
+    def _count_anew(self, created: int) -> None:
+        """Forget how large the organization's scopes were, where so many new rows make a difference."""
+        if not created:
+            return
+        bind = self._session.get_bind()
+        if created >= _MANY:
+            sizes_for(bind).forget(self._tenant)
+        corpora_for(bind).forget(self._tenant, where=lambda corpus: created * _NOTICED >= corpus.rows)
+
     async def _near_duplicate(
         self, memory: Memory, embedding: pgvector.Vector, model: str | None, threshold: float
     ) -> Hit | None:
@@ -355,12 +405,20 @@ async def _batches(
 ) -> AsyncGenerator[Sequence[CheckedDraft]]:
     batch: list[CheckedDraft] = []
     index = 0
+    given: dict[object, object] = {}  # the caller's ids, and what each says; only those, to keep memory flat
     async with aclosing(_each(drafts)) as each:
         async for draft in each:
             try:
-                batch.append(check_draft(draft, uuid4()))
+                made = uuid4()
+                checked = check_draft(draft, made)
             except InvalidInputError as exc:
                 raise InvalidInputError(exc.field, exc.value, exc.rule, index=index) from exc
+            ident = checked.values["id"]
+            if ident != made:
+                says = hash(checked.twin_key) if checked.values["status"] is MemoryStatus.ACTIVE else index
+                if given.setdefault(ident, says) != says:
+                    raise InvalidInputError("id", ident, "is that of another draft", index=index)
+            batch.append(checked)
             index += 1
             if len(batch) == size:
                 yield batch
@@ -372,12 +430,28 @@ async def _batches(
 async def _each(
     drafts: Iterable[MemoryDraft | Mapping[str, object]] | AsyncIterable[MemoryDraft | Mapping[str, object]],
 ) -> AsyncGenerator[MemoryDraft | Mapping[str, object]]:
+    if isinstance(drafts, (str, bytes)) or not isinstance(cast("object", drafts), (AsyncIterable, Iterable)):
+        raise InvalidInputError("drafts", drafts, "must be drafts: a list, a generator or an asynchronous one")
     if isinstance(drafts, AsyncIterable):
         async for draft in drafts:
             yield draft
     else:
         for draft in drafts:
             yield draft
+
+
+def _pointed(
+    exc: ConflictError | ForeignKeyError, index: int, field: str, value: object, rule: str
+) -> ConflictError | ForeignKeyError:
+    told = type(exc)(
+        f"item {index}: {field} {value} {rule}; {exc}",
+        constraint=exc.constraint,
+        table=exc.table,
+        values={field: value},
+        sqlstate=exc.sqlstate,
+    )
+    told.index = index
+    return told
 
 
 def _always_outrun() -> SerializationError:
