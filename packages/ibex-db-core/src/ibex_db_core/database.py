@@ -33,7 +33,7 @@ from ibex_db_core.policies import APP_ROLE, OWNER_ROLE, PLATFORM_ROLE
 from ibex_db_core.provisioning import DATABASE, PLATFORM_LOGIN, SERVICE_LOGIN, Cluster
 from ibex_db_core.replicas import Replica, Replicas, ReplicaStatus, check_position
 from ibex_db_core.signing import KEY_VARIABLE, SigningKey
-from ibex_db_core.tenant import ScopedSession, scope, set_tenant
+from ibex_db_core.tenant import OWN_ROLE, ScopedSession, scope, set_tenant
 from ibex_db_core.translation import translated
 from ibex_db_core.url import Address, parse
 
@@ -292,16 +292,30 @@ class Database:
         Logged with its reason to the logger ``ibex_db.platform``, at WARNING.
 
         Args:
-            reason: why the walls between tenants are crossed; for the log.
+            reason: why the walls between tenants are crossed; for the log, in one line.
+
+        Raises:
+            InvalidInputError: no reason, or one that is not one line.
+            ConfigurationError: platform_url's login is not held by the platform's policies, or sees no row.
         """
-        validation.text("reason", reason, shortest=1)
+        if not validation.text("reason", reason, shortest=1).isprintable():
+            raise InvalidInputError(
+                "reason", reason, "must be one line of printable characters: it is written to a log"
+            )
         await self._ready()
         _platform_log.warning("cross-tenant session: %s", reason, extra={"reason": reason})
         if self._platform_url is not None and self._platform_engine is None:
-            self._platform_engine = create_engine(self._platform_url, self._settings)
-        role = "" if self._platform_url is not None else f"SET LOCAL ROLE {PLATFORM_ROLE}; "
+            engine = create_engine(self._platform_url, self._settings)
+            try:
+                with translated():
+                    await logins.verify_platform(engine, step_down=self._step_down)
+            except BaseException:
+                await engine.dispose()
+                raise
+            self._platform_engine = engine
+        role = OWN_ROLE if self._platform_url is not None else f"SET LOCAL ROLE {PLATFORM_ROLE}"
         session = ScopedSession(self._platform_engine or self.engine, expire_on_commit=False, close_resets_only=False)
-        scope(session, None, f"{role}{self._settings.each_transaction}")
+        scope(session, None, f"{role}; {self._settings.each_transaction}")
         async with self._transaction(session) as opened:
             yield opened
 
@@ -316,9 +330,9 @@ class Database:
 
     def _session(self, engine: AsyncEngine, org_id: UUID, *, read_only: bool) -> ScopedSession:
         session = ScopedSession(engine, expire_on_commit=False, close_resets_only=False)
-        role = f"SET LOCAL ROLE {APP_ROLE}; " if self._step_down else ""
+        role = f"SET LOCAL ROLE {APP_ROLE}" if self._step_down else OWN_ROLE
         only = "SET TRANSACTION READ ONLY; " if read_only else ""
-        scope(session, org_id, f"{only}{role}{set_tenant(org_id)}; {self._settings.each_transaction}")
+        scope(session, org_id, f"{only}{set_tenant(org_id)}; {role}; {self._settings.each_transaction}")
         return session
 
     async def run(

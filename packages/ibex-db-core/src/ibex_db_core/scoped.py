@@ -45,6 +45,12 @@ class Scoped(Generic[T]):
         if org_id is not None:
             org_id = validation.uuid("org_id", org_id)
         self._guard: Guard | None = None
+        if not isinstance(session, AsyncSession):  # pyright: ignore[reportUnnecessaryIsInstance] - callers without types
+            raise InvalidInputError(
+                "session",
+                type(session).__name__,
+                "must be an AsyncSession; call an async_scoped_session to get one",
+            )
         if isinstance(session, ScopedSession):
             if session.org_id is not None:
                 if org_id is not None and org_id != session.org_id:

@@ -35,6 +35,13 @@ def set_tenant(org_id: UUID) -> str:
     return f"SET LOCAL {TENANT_SETTING} = '{UUID(bytes=org_id.bytes)}'"
 
 
+# What raw SQL of a transaction before may have left on a pooled connection, all of which outlives COMMIT: held cursors,
+# temporary tables (and types and functions, which are looked up first), a session's role.  The first two go in a
+# transaction of their own in front, for they would take the snapshot of ours, before anybody can SET TRANSACTION.
+_NO_LEFTOVERS = "BEGIN; CLOSE ALL; DISCARD TEMP; COMMIT;"
+OWN_ROLE = "SET LOCAL ROLE NONE"
+
+
 class FoldedConnection(asyncpg.Connection):
     """An asyncpg connection that sends the tenant within BEGIN, in one round trip.
 
@@ -80,14 +87,15 @@ class FoldedConnection(asyncpg.Connection):
         self.disarm()
         try:
             if self.signer is None or org_id is None:
-                return await super().execute(f"{query} {settings}", timeout=timeout)
+                return await super().execute(f"{_NO_LEFTOVERS} {query} {settings}", timeout=timeout)
             if self.signer.asks:
-                await super().execute(f"{query} {settings}", timeout=timeout)
+                await super().execute(f"{_NO_LEFTOVERS} {query} {settings}", timeout=timeout)
                 ((database, moment, pid),) = await self.fetch(ASK, timeout=timeout)
                 signature = self.signer.key.sign(org_id, database, moment, pid)
                 return await super().execute(set_signature(signature), timeout=timeout)
             signature = self.signer.sign(org_id, self.began, self.get_server_pid())
-            return await super().execute(f"{query} {set_signature(signature)}; {settings}", timeout=timeout)
+            begin = f"{_NO_LEFTOVERS} {query} {set_signature(signature)}; {settings}"
+            return await super().execute(begin, timeout=timeout)
         except Exception:
             # BEGIN may have worked and a setting failed.  SQLAlchemy takes the
             # transaction for never begun, so nobody else would end it; asyncpg
@@ -193,7 +201,25 @@ def _arm(session: SyncScopedSession, transaction: SessionTransaction, connection
     # Not isinstance(): asyncpg's metaclass takes every connection for an instance of every connection class.
     if not issubclass(type(driver), FoldedConnection):
         raise TenantError("a ScopedSession works on the engine of its Database only: use db.tenant(org_id)")
+    _claim(connection, session.org_id)
     cast("FoldedConnection", driver).arm(session.settings, session.org_id)
+
+
+def _claim(connection: Connection, org_id: UUID | None) -> None:
+    """Have a transaction serve one organization, whatever sessions share its connection.
+
+    Raises:
+        TenantMismatchError: another session has bound it to another one; that one would read this one's rows.
+    """
+    info = cast("dict[str, object]", connection.info)
+    root = connection.get_transaction()
+    held = cast("tuple[object, UUID | None] | None", info.get(_HOLDER))
+    if held is not None and held[0] is root and root is not None and held[1] != org_id:
+        raise TenantMismatchError(held[1], org_id, "transaction")
+    info[_HOLDER] = (root, org_id)
+
+
+_HOLDER = "ibex_tenant"
 
 
 def _scoped(instance: object) -> TypeGuard[OrgScoped]:
@@ -252,10 +278,13 @@ def _filter_org(state: ORMExecuteState) -> None:
 
 # -- sessions that we did not make
 
-_SET = text(f"SELECT set_config('{TENANT_SETTING}', :org, true)")
-_SET_SIGNED = text(
-    f"SELECT set_config('{TENANT_SETTING}', :org, true), set_config('{SIGNATURE_SETTING}', :signature, true)"
+# What somebody else has set stays, so that whoever reads after us reads its own rows; and we are told of it.
+_MINE = (
+    f"set_config('{TENANT_SETTING}', "
+    f"coalesce(nullif(current_setting('{TENANT_SETTING}', true), ''), CAST(:org AS text)), true)"
 )
+_SET = text(f"SELECT {_MINE}")
+_SET_SIGNED = text(f"SELECT {_MINE}, set_config('{SIGNATURE_SETTING}', :signature, true)")
 _ASK = text(ASK)
 _GUARD = "ibex_guard"
 
@@ -314,10 +343,13 @@ class Guard:
             self._set(session, connection, transaction)
 
     def _set(self, session: Session, connection: Connection, transaction: SessionTransaction | None = None) -> None:
-        if (signature := self._signature(connection)) is None:
-            connection.execute(_SET, {"org": str(self.org_id)})
-        else:
-            connection.execute(_SET_SIGNED, {"org": str(self.org_id), "signature": signature})
+        _claim(connection, self.org_id)
+        signature = self._signature(connection)
+        statement = _SET if signature is None else _SET_SIGNED
+        parameters = {"org": str(self.org_id), "signature": signature}
+        found = cast("str", connection.execute(statement, parameters).scalars().one())
+        if found != str(self.org_id):
+            raise TenantMismatchError(validation.uuid(TENANT_SETTING, found), self.org_id, "transaction")
         if connection.dialect.detect_autocommit_setting(connection.connection.dbapi_connection):  # type: ignore[arg-type]
             raise TenantError(
                 "this session runs in AUTOCOMMIT: the tenant is a transaction-local setting and would vanish, "
