@@ -94,7 +94,7 @@ class OrganizationRepository(SteppedRepository[Organization]):
         A tenant cannot change its slug: whether one is taken would tell it which other organizations there are.
 
         Example:
-            >>> (await organizations.update(org.id, name="Acme Ltd")).name
+            >>> (await OrganizationRepository(session).update(org.id, name="Acme Ltd")).name
             'Acme Ltd'
 
         Raises:
