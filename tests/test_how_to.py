@@ -15,10 +15,14 @@ from ibex_db import (
     Agent,
     AgentRepository,
     Database,
+    DirectiveRepository,
     MemoryRepository,
     Organization,
     Reembedding,
     SessionRepository,
+    TokenRepository,
+    User,
+    UserRepository,
 )
 
 FOLDER = Path(__file__).resolve().parent.parent / "docs" / "how-to"
@@ -62,10 +66,17 @@ async def names(ibex_db: Database) -> AsyncIterator[dict[str, object]]:
         org = Organization(name="Acme", slug="acme")
         platform.add(org)
     async with ibex_db.tenant(org.id) as session:
-        agent = await AgentRepository(session).add(Agent(name="Support", slug="support"))
+        agents, users = AgentRepository(session), UserRepository(session)
+        agent = await agents.add(Agent(name="Support", slug="support"))
+        user = await users.add(User(email="ann@acme.example", name="Ann"))
         memories, sessions = MemoryRepository(session), SessionRepository(session)
         yield {
             "agent": agent,
+            "agents": agents,
+            "user": user,
+            "users": users,
+            "directives": DirectiveRepository(session),
+            "tokens": TokenRepository(session),
             "memories": memories,
             "sessions": sessions,
             "embed": embed,

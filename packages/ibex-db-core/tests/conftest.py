@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Iterator
 from uuid import UUID, uuid4
 
 import asyncpg
+import hypothesis
 import pytest
 import wire as wire_proxy
 from sqlalchemy import text
@@ -17,6 +18,10 @@ from ibex_db_core.policies import OWNER_ROLE, secure_all
 from ibex_db_core.provisioning import PLATFORM_LOGIN, SERVICE_LOGIN, Cluster
 from ibex_db_core.testing import TestDatabase
 from ibex_db_core.url import parse
+
+# Nothing is timed: a busy machine is no finding.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 ONE = EngineSettings(pool_size=1, max_overflow=0, pool_timeout=5.0)
 """One connection, so that whatever a transaction leaves behind, the next one meets."""

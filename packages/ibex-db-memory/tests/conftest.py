@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager, contextmanager
 from uuid import UUID, uuid4
 
 import asyncpg
+import hypothesis
 import numpy as np
 import pytest
 import pytest_asyncio
@@ -17,6 +18,10 @@ from ibex_db_core.tenant import ScopedSession
 from ibex_db_core.testing import TestDatabase
 from ibex_db_memory import Memory, MemoryCategory, MemoryRepository, SessionRepository
 from ibex_db_tenancy import Agent, Organization
+
+# Nothing is timed: a busy machine is no finding.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 Sent = Callable[[], AbstractContextManager[list[str]]]
 

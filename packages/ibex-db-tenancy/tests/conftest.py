@@ -2,11 +2,16 @@
 
 from collections.abc import AsyncIterator
 
+import hypothesis
 import pytest_asyncio
 
 from ibex_db_core.database import Database
 from ibex_db_core.tenant import ScopedSession
 from ibex_db_tenancy import Organization
+
+# Nothing is timed: a busy machine is no finding.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 
 async def _organization(db: Database, slug: str) -> Organization:
