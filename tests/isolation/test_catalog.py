@@ -1,4 +1,4 @@
-"""Rules 10 to 19, read from the live catalog: a table that is added next year is held to them at once."""
+"""Rules 10 to 19 and 23, read from the live catalog: a table that is added next year is held to them at once."""
 
 from collections.abc import AsyncIterator
 from uuid import UUID
@@ -181,14 +181,61 @@ async def test_rule_15_every_unique_key_of_a_tenant_table_leads_with_the_organiz
         JOIN pg_class t ON t.oid = x.indrelid JOIN pg_class i ON i.oid = x.indexrelid
         LEFT JOIN pg_attribute a ON a.attrelid = t.oid AND a.attnum = x.indkey[0]
         WHERE x.indisunique AND t.relnamespace = 'ibex_core'::regnamespace
-            AND t.relname NOT IN ('organizations', 'alembic_version', 'signing_keys') AND t.relname <> ALL ($1::text[])
+            AND t.relname NOT IN ('alembic_version', 'signing_keys') AND t.relname <> ALL ($1::text[])
         """,
         list(_PLATFORM_ONLY),
     )
 
     assert len(rows) > 15
-    others = {row["relname"] for row in rows if row["attname"] != "org_id"}
-    assert others <= _PLATFORM_ONLY
+    others = {
+        row["index"] for row in rows if row["attname"] != ("id" if row["relname"] == "organizations" else "org_id")
+    }
+    # Names in URLs are unique over all organizations; the next test proves that no tenant can ask this key.
+    assert others == {"organizations_slug_key"}
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE ibex_core.organizations SET slug = '{slug}'",
+        "UPDATE ibex_core.organizations SET name = 'Other', slug = '{slug}' WHERE id = '{a}'",
+        (
+            "INSERT INTO ibex_core.organizations (id, name, slug) VALUES ('{a}', 'Other', '{slug}') "
+            "ON CONFLICT (slug) DO NOTHING"
+        ),
+        (
+            "INSERT INTO ibex_core.organizations (id, name, slug) VALUES ('{a}', 'Other', '{slug}') "
+            "ON CONFLICT (slug) DO UPDATE SET name = 'Other'"
+        ),
+    ],
+)
+async def test_rule_15_the_one_key_across_organizations_tells_a_tenant_nothing(
+    own: TestDatabase, two: Two, statement: str
+) -> None:
+    async def answer(slug: str) -> tuple[str, str]:
+        service = await asyncpg.connect(
+            own.cluster.url(own.name, user=SERVICE_LOGIN).render_as_string(hide_password=False)
+        )
+        try:
+            async with service.transaction():
+                await service.execute(f"SET LOCAL app.current_org_id = '{two.a.org_id}'")
+                done = await service.execute(statement.format(slug=slug, a=two.a.org_id))
+        except asyncpg.PostgresError as exc:
+            return exc.sqlstate or "", str(exc)
+        finally:
+            await service.close()
+        return "", done
+
+    taken, free = await answer("beta"), await answer("nobodys")
+
+    assert taken == free
+    assert taken[0] == "42501"
+
+    # Without the guard the same statement tells the two apart.
+    owner = await asyncpg.connect(own.cluster.url(own.name).render_as_string(hide_password=False))
+    await owner.execute("DROP TRIGGER organizations_keep_slug ON ibex_core.organizations")
+    await owner.close()
+    assert await answer("beta") != await answer("nobodys")
 
 
 async def test_rule_16_there_is_no_view_and_every_definer_function_is_known(owner: asyncpg.Connection) -> None:
@@ -286,6 +333,35 @@ async def test_rule_19_a_data_migration_by_the_forced_owner_is_an_error_and_not_
 
     assert silent == "UPDATE 0"
     await connection.close()
+
+
+async def test_rule_23_copy_is_refused_under_row_security(shared: TestDatabase, two: Two) -> None:
+    """So bulk writes are INSERT ... SELECT FROM unnest(...), which the policies check row by row."""
+    service = await asyncpg.connect(
+        shared.cluster.url(shared.name, user=SERVICE_LOGIN).render_as_string(hide_password=False)
+    )
+    tag = (two.a.org_id, two.a.memory_id, "copied")
+    planted = (two.b.org_id, two.b.memory_id, "planted")
+    bulk = (
+        "INSERT INTO ibex_core.memory_tags (org_id, memory_id, tag) "
+        "SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::text[])"
+    )
+    columns = ["org_id", "memory_id", "tag"]
+    transaction = service.transaction()
+    await transaction.start()
+    await service.execute(f"SET LOCAL app.current_org_id = '{two.a.org_id}'")
+
+    with pytest.raises(asyncpg.FeatureNotSupportedError, match="row-level security"):
+        async with service.transaction():
+            await service.copy_records_to_table("memory_tags", schema_name="ibex_core", columns=columns, records=[tag])
+    with pytest.raises(asyncpg.InsufficientPrivilegeError, match="row-level security"):
+        async with service.transaction():
+            await service.execute(bulk, *([value] for value in planted))
+    done = await service.execute(bulk, *([value] for value in tag))
+
+    await transaction.rollback()
+    await service.close()
+    assert done == "INSERT 0 1"
 
 
 # Tables that belong to no tenant: only the platform role reads them.

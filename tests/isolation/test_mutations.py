@@ -60,6 +60,37 @@ def _a_sees_only_a(table: str, column: str = "org_id") -> Probe:
     return probe
 
 
+async def _the_owners_member_sees_nothing(own: TestDatabase, _two: Two) -> bool:
+    """A login that migrates: a member of the owner role, no superuser, without BYPASSRLS."""
+    connection = await asyncpg.connect(own.cluster.url(own.name).render_as_string(hide_password=False))
+    try:
+        # Rolled back when the connection closes: roles are the whole cluster's.
+        await connection.transaction().start()
+        name = f"plain_member_{own.name[-12:]}"
+        await connection.execute(f"CREATE ROLE {name} NOSUPERUSER NOBYPASSRLS IN ROLE ibex_owner")
+        await connection.execute(f"SET LOCAL ROLE {name}")
+        return await connection.fetchval("SELECT count(*) FROM ibex_core.agents") == 0
+    finally:
+        await connection.close()
+
+
+async def _a_revoked_token_stays_revoked(own: TestDatabase, two: Two) -> bool:
+    revived = "UPDATE ibex_core.tokens SET revoked_at = NULL, revoked_by = NULL, revoke_reason = NULL"
+    connection = await asyncpg.connect(
+        own.cluster.url(own.name, user=SERVICE_LOGIN).render_as_string(hide_password=False)
+    )
+    try:
+        await connection.transaction().start()
+        await connection.execute(f"SET LOCAL app.current_org_id = '{two.a.org_id}'")
+        await connection.execute("UPDATE ibex_core.tokens SET revoked_at = now()")
+        await connection.execute(revived)
+    except asyncpg.CheckViolationError:
+        return True
+    finally:
+        await connection.close()
+    return False
+
+
 async def _no_tenant_is_no_error_twice(own: TestDatabase, two: Two) -> bool:
     connection = await asyncpg.connect(
         own.cluster.url(own.name, user=SERVICE_LOGIN).render_as_string(hide_password=False)
@@ -146,6 +177,11 @@ GUARDS = [
         _a_sees_only_a("ibex_core.tokens"),
     ),
     Guard(
+        "FORCE",
+        ["ALTER TABLE ibex_core.agents NO FORCE ROW LEVEL SECURITY"],
+        _the_owners_member_sees_nothing,
+    ),
+    Guard(
         "both policies' predicate",
         [f"ALTER POLICY memories_{name} ON ibex_core.memories USING ({_OPEN})" for name in ("tenant", "floor")],
         _the_proof_holds,
@@ -204,6 +240,16 @@ GUARDS = [
             "ALTER TABLE ibex_core.tokens DROP CONSTRAINT tokens_org_id_user_id_fkey",
         ],
         _a_row_keeps_its_organization,
+    ),
+    Guard(
+        "the trigger that keeps slugs the platform's",
+        ["DROP TRIGGER organizations_keep_slug ON ibex_core.organizations"],
+        _refused(lambda _: "UPDATE ibex_core.organizations SET slug = 'nobodys'"),
+    ),
+    Guard(
+        "the trigger that keeps tokens revoked",
+        ["DROP TRIGGER tokens_stay_revoked ON ibex_core.tokens"],
+        _a_revoked_token_stays_revoked,
     ),
     Guard(
         "no grant on a partition",

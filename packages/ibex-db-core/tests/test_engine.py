@@ -155,7 +155,7 @@ async def test_a_connection_made_before_the_vector_extension_works_without_its_c
     await engine.dispose()
 
 
-async def test_vectors_travel_in_binary_wherever_the_extension_lives(empty_database: TestDatabase) -> None:
+async def test_rule_22_vectors_travel_in_binary_wherever_the_extension_lives(empty_database: TestDatabase) -> None:
     engine = create_engine(parse(empty_database.cluster.url(empty_database.name)), EngineSettings(pool_size=1))
     async with engine.begin() as connection:
         await connection.execute(text("CREATE SCHEMA extras"))

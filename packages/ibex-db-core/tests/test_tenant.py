@@ -82,7 +82,9 @@ async def test_the_counter_sees_the_fourth_round_trip_of_a_set_config(
     assert f"set_config('{TENANT_SETTING}'" in wire.statements[1]
 
 
-async def test_every_transaction_of_a_session_carries_the_tenant(wired: Database, wire: Wire, acme: UUID) -> None:
+async def test_rule_2_every_transaction_of_a_session_carries_the_tenant(
+    wired: Database, wire: Wire, acme: UUID
+) -> None:
     async with wired.tenant(acme) as session:
         bots = BotRepository(session)
         await bots.add(Bot(slug="robin"))
@@ -101,7 +103,7 @@ def _before_each_begin(wire: Wire) -> list[str]:
     return [statements[at - 1] for at, statement in enumerate(statements) if at and statement.startswith("BEGIN")]
 
 
-async def test_add_first_and_query_second_flushes_under_the_tenant(db: Database, acme: UUID) -> None:
+async def test_rule_3_add_first_and_query_second_flushes_under_the_tenant(db: Database, acme: UUID) -> None:
     async with db.tenant(acme) as session:
         session.add(Bot(slug="robin"))
 
@@ -132,7 +134,9 @@ async def test_every_way_to_read_sees_the_tenants_rows_and_no_other(
         assert (await session.get_one(Bot, mine.id)) is mine
 
 
-async def test_a_release_of_a_savepoint_keeps_the_tenant_and_so_does_its_rollback(db: Database, acme: UUID) -> None:
+async def test_rule_4_a_release_of_a_savepoint_keeps_the_tenant_and_so_does_its_rollback(
+    db: Database, acme: UUID
+) -> None:
     async with db.tenant(acme) as session:
         bots = BotRepository(session)
         async with session.begin_nested():
@@ -226,7 +230,7 @@ async def test_many_tenants_at_once_over_few_connections_see_their_own_rows_only
 # -- AUTOCOMMIT
 
 
-async def test_autocommit_is_refused_on_our_session_before_sql(wired: Database, wire: Wire, acme: UUID) -> None:
+async def test_rule_6_autocommit_is_refused_on_our_session_before_sql(wired: Database, wire: Wire, acme: UUID) -> None:
     async with wired.session_factory(acme) as session:
         await session.connection(execution_options={"isolation_level": "AUTOCOMMIT"})
         with pytest.raises(TenantError, match="AUTOCOMMIT"):
@@ -237,7 +241,7 @@ async def test_autocommit_is_refused_on_our_session_before_sql(wired: Database, 
         assert await BotRepository(after).count() == 0  # the connection is fit for use
 
 
-async def test_autocommit_is_refused_on_a_plain_session_before_a_query(
+async def test_rule_6_autocommit_is_refused_on_a_plain_session_before_a_query(
     plain: AsyncEngine, wire: Wire, acme: UUID
 ) -> None:
     async with AsyncSession(plain.execution_options(isolation_level="AUTOCOMMIT")) as session:
@@ -347,7 +351,7 @@ async def test_a_row_that_changes_its_organization_is_refused_before_sql(
         session.expunge_all()
 
 
-async def test_a_session_is_never_bound_again(db: Database, acme: UUID, globex: UUID) -> None:
+async def test_rule_5_a_session_is_never_bound_again(db: Database, acme: UUID, globex: UUID) -> None:
     async with db.tenant(acme) as session:
         with pytest.raises(TenantMismatchError):
             scope(session, globex, "SET LOCAL x.y = 1")
@@ -372,7 +376,7 @@ async def test_our_session_on_somebody_elses_engine_is_refused(plain: AsyncEngin
             await session.execute(text("SELECT 1"))
 
 
-async def test_the_sessions_own_filter_holds_where_the_policy_would_not(
+async def test_rule_21_the_sessions_own_filter_holds_where_the_policy_would_not(
     own_database: TestDatabase,
 ) -> None:
     admin = await asyncpg.connect(own_database.cluster.url(own_database.name).render_as_string(hide_password=False))
@@ -455,7 +459,7 @@ async def test_a_plain_session_is_given_its_tenant_before_every_other_query(
     assert sum(f"set_config('{TENANT_SETTING}'" in statement for statement in statements) == 3
 
 
-async def test_a_plain_sessions_tenant_outlives_the_savepoint_that_it_was_set_in(
+async def test_rule_4_a_plain_sessions_tenant_outlives_the_savepoint_that_it_was_set_in(
     plain: AsyncEngine, acme: UUID
 ) -> None:
     async with AsyncSession(plain) as session:
@@ -481,7 +485,9 @@ async def test_a_plain_session_keeps_its_tenant_where_the_savepoint_is_released(
         assert await bots.count() == 1
 
 
-async def test_a_plain_session_serves_one_organization_for_life(plain: AsyncEngine, acme: UUID, globex: UUID) -> None:
+async def test_rule_5_a_plain_session_serves_one_organization_for_life(
+    plain: AsyncEngine, acme: UUID, globex: UUID
+) -> None:
     async with AsyncSession(plain) as session:
         BotRepository(session, acme)
         BotRepository(session, acme)

@@ -32,7 +32,7 @@ from ibex_db_core.testing import TestDatabase
 from ibex_db_core.translation import translate
 
 
-async def test_a_conflict_names_the_constraint_the_table_and_the_values(db: Database, acme: UUID) -> None:
+async def test_rule_25_a_conflict_names_the_constraint_the_table_and_the_values(db: Database, acme: UUID) -> None:
     async with db.tenant(acme) as session:
         await BotRepository(session).add(Bot(slug="robin"))
 
@@ -92,7 +92,7 @@ async def test_a_conflict_on_an_engine_of_somebody_elses_is_translated_by_the_re
     assert caught.value.constraint == "bots_slug_live"
 
 
-async def test_a_child_of_a_parent_that_is_not_there_is_refused(db: Database, acme: UUID) -> None:
+async def test_rule_25_a_child_of_a_parent_that_is_not_there_is_refused(db: Database, acme: UUID) -> None:
     with pytest.raises(ForeignKeyError) as caught:
         async with db.tenant(acme) as session:
             await NoteRepository(session).add(Note(bot_id=uuid4(), number=1))
@@ -112,7 +112,7 @@ async def test_a_child_of_another_organizations_parent_is_refused(
             await NoteRepository(session).add(Note(bot_id=theirs.id, number=1))
 
 
-async def test_a_check_and_a_missing_column_are_rule_violations(db: Database, acme: UUID) -> None:
+async def test_rule_25_a_check_and_a_missing_column_are_rule_violations(db: Database, acme: UUID) -> None:
     with pytest.raises(RuleViolationError) as by_check:
         async with db.tenant(acme) as session:
             await BotRepository(session).add(Bot(slug="robin", rank=13))
@@ -125,7 +125,7 @@ async def test_a_check_and_a_missing_column_are_rule_violations(db: Database, ac
     assert "slug" in str(by_null.value)
 
 
-async def test_a_policy_a_grant_and_a_trigger_deny_access(db: Database, acme: UUID, globex: UUID) -> None:
+async def test_rule_25_a_policy_a_grant_and_a_trigger_deny_access(db: Database, acme: UUID, globex: UUID) -> None:
     async with db.tenant(acme) as session:
         session.add(Entry(line="once"))
 
@@ -140,14 +140,14 @@ async def test_a_policy_a_grant_and_a_trigger_deny_access(db: Database, acme: UU
         assert caught.value.sqlstate == "42501"
 
 
-async def test_a_statement_that_runs_too_long_is_told(toy_database: TestDatabase, acme: UUID) -> None:
+async def test_rule_25_a_statement_that_runs_too_long_is_told(toy_database: TestDatabase, acme: UUID) -> None:
     async with toy_database.connect(EngineSettings(statement_timeout=0.05)) as db:
         with pytest.raises(StatementTimeoutError, match="statement_timeout"):
             async with db.tenant(acme) as session:
                 await session.execute(text("SELECT pg_sleep(30)"))
 
 
-async def test_a_lock_that_is_not_granted_is_told(toy_database: TestDatabase, acme: UUID) -> None:
+async def test_rule_25_a_lock_that_is_not_granted_is_told(toy_database: TestDatabase, acme: UUID) -> None:
     async with toy_database.connect(EngineSettings(lock_timeout=0.05)) as db:
         async with db.tenant(acme) as session:
             bot = await BotRepository(session).add(Bot(slug="robin"))
@@ -158,7 +158,7 @@ async def test_a_lock_that_is_not_granted_is_told(toy_database: TestDatabase, ac
                     await BotRepository(waiter).update(bot.id, rank=2)
 
 
-async def test_a_deadlock_is_told_to_the_one_who_gives_way(db: Database, acme: UUID) -> None:
+async def test_rule_25_a_deadlock_is_told_to_the_one_who_gives_way(db: Database, acme: UUID) -> None:
     async with db.tenant(acme) as session:
         one, two = await BotRepository(session).add_many([Bot(slug="robin"), Bot(slug="wren")])
     met = asyncio.Barrier(2)
@@ -175,7 +175,7 @@ async def test_a_deadlock_is_told_to_the_one_who_gives_way(db: Database, acme: U
     assert ends.count(None) == 1
 
 
-async def test_a_serialization_failure_is_told(db: Database, acme: UUID) -> None:
+async def test_rule_25_a_serialization_failure_is_told(db: Database, acme: UUID) -> None:
     async with db.tenant(acme) as session:
         bot = await BotRepository(session).add(Bot(slug="robin"))
 
@@ -188,7 +188,7 @@ async def test_a_serialization_failure_is_told(db: Database, acme: UUID) -> None
             await BotRepository(slow).update(bot.id, rank=2)
 
 
-async def test_a_row_that_vanished_before_the_flush_is_told_as_not_found(db: Database, acme: UUID) -> None:
+async def test_rule_26_a_row_that_vanished_before_the_flush_is_told_as_not_found(db: Database, acme: UUID) -> None:
     async with db.tenant(acme) as session:
         bot = await BotRepository(session).add(Bot(slug="robin"))
 
@@ -200,7 +200,7 @@ async def test_a_row_that_vanished_before_the_flush_is_told_as_not_found(db: Dat
             mine.rank = 5
 
 
-async def test_whatever_else_the_server_says_keeps_its_state_and_its_cause(db: Database, acme: UUID) -> None:
+async def test_rule_25_whatever_else_the_server_says_keeps_its_state_and_its_cause(db: Database, acme: UUID) -> None:
     with pytest.raises(DatabaseError, match="42P01") as caught:
         async with db.tenant(acme) as session:
             await session.execute(text("SELECT * FROM ibex_core.no_such_table"))

@@ -67,7 +67,9 @@ async def test_every_spelling_of_a_vector_may_be_searched_for(db: Database, acme
     assert distance == pytest.approx(0.0, abs=1e-6)
 
 
-async def test_vectors_travel_in_binary_both_ways_on_our_engine(wired: Database, wire: Wire, acme: UUID) -> None:
+async def test_rule_22_vectors_travel_in_binary_both_ways_on_our_engine(
+    wired: Database, wire: Wire, acme: UUID
+) -> None:
     async with wired.tenant(acme) as session:
         added = await BotRepository(session).add(Bot(slug="robin", embedding=NUMBERS))
     async with wired.tenant(acme) as session:

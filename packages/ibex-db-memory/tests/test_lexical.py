@@ -260,7 +260,7 @@ async def test_counters_of_memories_whose_words_lie_out_of_line_stay_hot(
     assert (updates, hot) == (len(ids), len(ids))
 
 
-async def test_the_index_of_words_is_used_in_one_partition_only(
+async def test_rule_20_the_index_of_words_is_used_in_one_partition_only(
     ibex_db: Database, home: Home, owner: "asyncpg.Connection"
 ) -> None:
     async with ibex_db.tenant(home.org_id) as session:

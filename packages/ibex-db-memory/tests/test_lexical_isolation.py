@@ -28,7 +28,7 @@ async def scores(database: Database, home: Home, words: str) -> list[tuple[UUID,
         return [(hit.memory.id, hit.score) for hit in hits]
 
 
-async def test_another_tenants_rows_are_neither_found_nor_counted(
+async def test_rule_20_another_tenants_rows_are_neither_found_nor_counted(
     ibex_db: Database, home: Home, other_home: Home, owner: "asyncpg.Connection"
 ) -> None:
     """Equal to the last bit, before and after the other tenant uses the words thousands of times."""
@@ -85,7 +85,7 @@ async def test_agents_of_another_tenant_add_nothing(ibex_db: Database, home: Hom
     assert len(hits) == 0
 
 
-async def test_services_are_no_members_of_the_search_role(owner: "asyncpg.Connection") -> None:
+async def test_rule_20_services_are_no_members_of_the_search_role(owner: "asyncpg.Connection") -> None:
     members = await owner.fetch(
         "SELECT member::regrole::text AS member FROM pg_auth_members WHERE roleid = 'ibex_search'::regrole"
     )

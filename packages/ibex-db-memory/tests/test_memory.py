@@ -280,7 +280,9 @@ async def test_what_is_archived_or_deleted_is_no_duplicate(
     await session.flush()
 
 
-async def test_on_conflict_finds_the_partial_index(session: ScopedSession, home: Home, make_memory: MakeMemory) -> None:
+async def test_rule_24_on_conflict_finds_the_partial_index(
+    session: ScopedSession, home: Home, make_memory: MakeMemory
+) -> None:
     session.add(make_memory("Tea"))
     await session.flush()
 

@@ -5,7 +5,7 @@ from sqlalchemy import select, text
 from sqlalchemy.orm import selectinload
 
 from ibex_db_core.database import Database
-from ibex_db_core.errors import AccessDeniedError, ConflictError, InvalidInputError, RuleViolationError
+from ibex_db_core.errors import AccessDeniedError, ConflictError, InvalidInputError, RuleViolationError, TenantError
 from ibex_db_core.tenant import ScopedSession
 from ibex_db_tenancy import (
     Agent,
@@ -62,16 +62,16 @@ def test_bad_input_is_refused_before_sql(field: str, value: object) -> None:
     ],
 )
 async def test_the_database_holds_raw_sql_to_the_same_rules(
-    session: ScopedSession, column: str, value: str, constraint: str
+    ibex_db: Database, org: Organization, column: str, value: str, constraint: str
 ) -> None:
     # Every value here is a literal of this file.
     statement = text(f"UPDATE ibex_core.organizations SET {column} = '{value}'")
 
     with pytest.raises(RuleViolationError) as caught:
-        async with session.begin_nested():
+        async with ibex_db.platform(reason="test") as session:
             await session.execute(statement)
 
-    assert caught.value.constraint == constraint
+    assert (org.slug, caught.value.constraint) == ("acme", constraint)
 
 
 async def test_a_slug_is_unique_over_all_organizations(ibex_db: Database, org: Organization) -> None:
@@ -96,6 +96,29 @@ async def test_a_tenant_cannot_make_an_organization(ibex_db: Database, org: Orga
     with pytest.raises(AccessDeniedError):
         async with ibex_db.tenant(org.id) as session:
             session.add(Organization(name="Mine", slug="mine"))
+
+
+@pytest.mark.parametrize("slug", ["globex", "free", "acme"])
+async def test_a_tenant_changes_no_slug_whether_it_is_taken_or_free(
+    session: ScopedSession, org: Organization, rival: Organization, slug: str
+) -> None:
+    assert rival.slug == "globex"
+
+    with pytest.raises(TenantError, match="platform"):
+        await OrganizationRepository(session).update(org.id, slug=slug)
+
+    assert (await OrganizationRepository(session).update(org.id, name="Acme Ltd")).name == "Acme Ltd"
+
+
+async def test_the_platform_changes_a_slug(ibex_db: Database, org: Organization, rival: Organization) -> None:
+    async with ibex_db.platform(reason="test") as session:
+        renamed = await OrganizationRepository(session).update(org.id, slug="acme-ltd")
+
+    with pytest.raises(ConflictError):
+        async with ibex_db.platform(reason="test") as session:
+            await OrganizationRepository(session).update(org.id, slug=rival.slug)
+
+    assert renamed.slug == "acme-ltd"
 
 
 async def test_the_platform_finds_any_by_slug(ibex_db: Database, org: Organization, rival: Organization) -> None:

@@ -14,6 +14,7 @@ from ibex_db_core.errors import (
     ConflictError,
     ForeignKeyError,
     InvalidInputError,
+    InvalidTokenError,
     NotFoundError,
     RuleViolationError,
     TenantMissingError,
@@ -81,8 +82,6 @@ async def test_the_database_holds_raw_sql_to_the_same_rules(session: ScopedSessi
     await TokenRepository(session).add(_token(org))
 
     for change, constraint in (
-        ("token_hash = 'abc'", "tokens_token_hash_format"),
-        ("prefix = ''", "tokens_prefix_length"),
         ("permissions = -1", "tokens_permissions_range"),
         ("use_count = -1", "tokens_use_count_range"),
         ("kind = 'root'", "tokens_token_kind_known"),
@@ -92,6 +91,22 @@ async def test_the_database_holds_raw_sql_to_the_same_rules(session: ScopedSessi
             async with session.begin_nested():
                 await session.execute(text(f"UPDATE ibex_core.tokens SET {change}"))
         assert caught.value.constraint == constraint
+
+
+@pytest.mark.parametrize(
+    ("prefix", "token_hash", "constraint"),
+    [("ibex_", "abc", "tokens_token_hash_format"), ("", "0" * 64, "tokens_prefix_length")],
+)
+async def test_the_database_holds_the_secret_of_raw_sql_to_the_same_rules(
+    session: ScopedSession, org: Organization, prefix: str, token_hash: str, constraint: str
+) -> None:
+    statement = text("INSERT INTO ibex_core.tokens (org_id, name, prefix, token_hash) VALUES (:org, 'CI', :pre, :hash)")
+
+    with pytest.raises(RuleViolationError) as caught:
+        async with session.begin_nested():
+            await session.execute(statement, {"org": org.id, "pre": prefix, "hash": token_hash})
+
+    assert caught.value.constraint == constraint
 
 
 async def test_all_63_permission_bits_can_be_kept(session: ScopedSession, org: Organization) -> None:
@@ -297,3 +312,87 @@ async def test_an_expired_token_is_not_rotated_and_a_bad_expiry_changes_nothing(
 
     await session.refresh(issued.token)
     assert issued.token.revoked_at is None
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("revoked_at", None),
+        ("revoked_by", None),
+        ("revoke_reason", "found again"),
+        ("token_hash", "0" * 64),
+        ("prefix", "ibex_"),
+        ("use_count", 0),
+        ("last_used_at", None),
+        ("kind", TokenKind.SERVICE),
+        ("user_id", None),
+        ("agent_id", None),
+    ],
+)
+async def test_an_update_brings_no_token_back_and_gives_it_no_other_secret(
+    ibex_db: Database, org: Organization, field: str, value: object
+) -> None:
+    async with ibex_db.tenant(org.id) as session:
+        tokens = TokenRepository(session)
+        issued = await tokens.issue(name="CI", kind=TokenKind.SERVICE)
+        await tokens.revoke(issued.token.id)
+
+        with pytest.raises(InvalidInputError, match="cannot be changed by update") as caught:
+            await tokens.update(issued.token.id, **{field: value, "permissions": 2**62})
+
+    assert caught.value.field == field
+    with pytest.raises(InvalidTokenError):
+        await ibex_db.authenticate(issued.plaintext)
+
+
+async def test_name_permissions_and_expiry_may_change(session: ScopedSession) -> None:
+    tokens = TokenRepository(session)
+    issued = await tokens.issue(name="CI", kind=TokenKind.SERVICE)
+    later = datetime.now(UTC) + timedelta(days=1)
+
+    token = await tokens.update(issued.token.id, name="Build", permissions=2**62, expires_at=later)
+
+    assert (token.name, token.permissions, token.expires_at) == ("Build", 2**62, later)
+
+
+@pytest.mark.parametrize(
+    ("change", "constraint"),
+    [
+        ("revoked_at = NULL, revoke_reason = NULL, revoked_by = NULL", "tokens_revocation_final"),
+        ("revoked_at = now() + interval '1 day'", "tokens_revocation_final"),
+        ("revoke_reason = 'another'", "tokens_revocation_final"),
+        ("revoked_by = gen_random_uuid()", "tokens_revocation_final"),
+        ("token_hash = repeat('0', 64)", "tokens_secret_immutable"),
+        ("prefix = 'ibex_'", "tokens_secret_immutable"),
+    ],
+)
+async def test_a_revocation_is_final_for_raw_sql_and_for_the_platform_as_well(
+    ibex_db: Database, org: Organization, change: str, constraint: str
+) -> None:
+    async with ibex_db.tenant(org.id) as session:
+        tokens = TokenRepository(session)
+        issued = await tokens.issue(name="CI", kind=TokenKind.SERVICE)
+        await tokens.revoke(issued.token.id, reason="lost")
+
+    for way in (ibex_db.tenant(org.id), ibex_db.platform(reason="test")):
+        with pytest.raises(RuleViolationError) as caught:
+            async with way as session:
+                # Every value here is a literal of this file.
+                await session.execute(text(f"UPDATE ibex_core.tokens SET {change}"))
+        assert caught.value.constraint == constraint
+
+    with pytest.raises(InvalidTokenError):
+        await ibex_db.authenticate(issued.plaintext)
+
+
+async def test_a_revoked_token_outlives_the_user_who_revoked_it(session: ScopedSession) -> None:
+    user = await UserRepository(session).add(User(email="dana@example.com", name="Dana"))
+    tokens = TokenRepository(session)
+    issued = await tokens.issue(name="CI", kind=TokenKind.SERVICE)
+    await tokens.revoke(issued.token.id, by=user.id)
+
+    await UserRepository(session).erase(user.id)
+    await session.refresh(issued.token)
+
+    assert issued.token.revoked_at is not None
+    assert issued.token.revoked_by is None

@@ -7,12 +7,45 @@ from sqlalchemy import UniqueConstraint, text
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from ibex_db_core.base import Base, Identified, SoftDeleted, Timestamped, json_is_object
+from ibex_db_core.guards import Function, Guards, Trigger
 from ibex_db_core.types import Json, JsonObject, enum_type
 from ibex_db_tenancy.models._rules import NAME, SLUG
 
 if TYPE_CHECKING:
     from ibex_db_tenancy.models.agent import Agent
     from ibex_db_tenancy.models.user import User
+
+
+# What the migration made, as it is meant to be today; the doctor compares a live database with it.
+_SLUGS_ARE_THE_PLATFORMS = Guards(
+    triggers=(
+        Trigger(
+            "organizations_keep_slug",
+            "BEFORE INSERT OR UPDATE ON ibex_core.organizations "
+            "FOR EACH ROW EXECUTE FUNCTION ibex_core.keep_organization_slug()",
+        ),
+    ),
+    functions=(
+        Function(
+            "keep_organization_slug",
+            """
+BEGIN
+    -- Says the same whether the slug is taken or free: the unique index has not been asked yet.
+    IF TG_OP = 'UPDATE' THEN
+        IF NEW.slug = OLD.slug THEN
+            RETURN NEW;
+        END IF;
+    END IF;
+    IF NOT pg_catalog.pg_has_role(current_user, 'ibex_platform', 'USAGE') THEN
+        RAISE EXCEPTION 'slugs are given by the platform: use db.platform()'
+            USING ERRCODE = '42501', TABLE = TG_TABLE_NAME, SCHEMA = TG_TABLE_SCHEMA;
+    END IF;
+    RETURN NEW;
+END """,
+            settings={"search_path": "pg_catalog, pg_temp"},
+        ),
+    ),
+)
 
 
 class OrganizationTier(StrEnum):
@@ -40,11 +73,13 @@ class Organization(Identified, Timestamped, SoftDeleted, Base):
     owns along; soft deletion keeps everything.
 
     Attributes:
-        slug: unique over all organizations, deleted ones included: names in URLs are not handed on.
+        slug: unique over all organizations, deleted ones included: names in URLs are not handed on.  Given and
+            changed by the platform alone: whoever may try one learns which others there are.
         settings: a JSON object; assign a new dict, for changes inside it are not tracked.
     """
 
     __tablename__ = "organizations"
+    __guards__ = _SLUGS_ARE_THE_PLATFORMS
     __tenant_column__: ClassVar[str | None] = "id"
     __table_args__ = (
         UniqueConstraint("slug"),

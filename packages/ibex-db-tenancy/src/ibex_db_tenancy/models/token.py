@@ -9,6 +9,7 @@ from sqlalchemy import BigInteger, CheckConstraint, Index, String, UniqueConstra
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from ibex_db_core.base import Base, OrgScoped, Timestamped, parent_key
+from ibex_db_core.guards import Function, Guards, Trigger
 from ibex_db_core.identity import TokenKind
 from ibex_db_core.types import enum_type
 from ibex_db_tenancy.models._rules import DESCRIPTION, NAME, SHA256_HEX, TextRule
@@ -19,6 +20,42 @@ if TYPE_CHECKING:
     from ibex_db_tenancy.models.user import User
 
 _PREFIX = TextRule(1, 32)
+
+
+# What the migration made, as it is meant to be today; the doctor compares a live database with it.
+_REVOCATIONS_ARE_FINAL = Guards(
+    triggers=(
+        Trigger(
+            "tokens_stay_revoked",
+            "BEFORE UPDATE ON ibex_core.tokens FOR EACH ROW EXECUTE FUNCTION ibex_core.keep_tokens_revoked()",
+        ),
+    ),
+    functions=(
+        Function(
+            "keep_tokens_revoked",
+            """
+BEGIN
+    IF NEW.token_hash <> OLD.token_hash OR NEW.prefix <> OLD.prefix THEN
+        RAISE EXCEPTION 'the secret of token % is immutable: issue or rotate a token', OLD.id
+            USING ERRCODE = '23514', CONSTRAINT = 'tokens_secret_immutable',
+                TABLE = TG_TABLE_NAME, SCHEMA = TG_TABLE_SCHEMA;
+    END IF;
+    -- revoked_by becomes NULL when that user is erased.
+    IF OLD.revoked_at IS NOT NULL AND (
+        NEW.revoked_at IS DISTINCT FROM OLD.revoked_at
+        OR NEW.revoke_reason IS DISTINCT FROM OLD.revoke_reason
+        OR (NEW.revoked_by IS DISTINCT FROM OLD.revoked_by AND NEW.revoked_by IS NOT NULL)
+    ) THEN
+        RAISE EXCEPTION 'token % is revoked for good: issue a new one', OLD.id
+            USING ERRCODE = '23514', CONSTRAINT = 'tokens_revocation_final',
+                TABLE = TG_TABLE_NAME, SCHEMA = TG_TABLE_SCHEMA;
+    END IF;
+    RETURN NEW;
+END """,
+            settings={"search_path": "pg_catalog, pg_temp"},
+        ),
+    ),
+)
 
 
 class TokenState(StrEnum):
@@ -32,6 +69,8 @@ class TokenState(StrEnum):
 class Token(OrgScoped, Timestamped, Base):
     """One token's record; the plaintext is shown once and never stored.
 
+    Its secret never changes, and once it is revoked it stays so: the database refuses both, to raw SQL as well.
+
     Attributes:
         user_id, agent_id: whom it speaks for; it goes when they are erased.
         prefix: the first characters of the plaintext, safe to show and to log.
@@ -43,6 +82,7 @@ class Token(OrgScoped, Timestamped, Base):
     """
 
     __tablename__ = "tokens"
+    __guards__ = _REVOCATIONS_ARE_FINAL
     __table_args__ = (
         parent_key("users", "user_id"),
         parent_key("agents", "agent_id"),

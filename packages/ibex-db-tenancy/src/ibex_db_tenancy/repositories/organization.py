@@ -88,6 +88,26 @@ class OrganizationRepository(SteppedRepository[Organization]):
             )
         )
 
+    async def update(self, ident: UUID, **changes: object) -> Organization:
+        """Change fields of an organization, its status along a legal step only, and return it.
+
+        A tenant cannot change its slug: whether one is taken would tell it which other organizations there are.
+
+        Example:
+            >>> (await OrganizationRepository(session).update(org.id, name="Acme Ltd")).name
+            'Acme Ltd'
+
+        Raises:
+            InvalidInputError: no such field, or a value that breaks its rule.
+            TenantError: a slug, in a tenant's session; before any SQL.
+            ConflictError: the slug is taken, by a deleted organization perhaps.
+            IllegalTransitionError: the row's status does not lead to the new one.
+            NotFoundError: no such organization.
+        """
+        if self._org_id is not None and "slug" in changes:
+            raise TenantError("changing a slug is the platform's work: use db.platform(reason=...)")
+        return await super().update(ident, **changes)
+
     async def suspend(self, ident: UUID) -> Organization:
         """Have every token of an organization open nothing, until it is reinstated.
 

@@ -35,7 +35,8 @@ class IssuedToken:
 class TokenRepository(BaseRepository[Token]):
     """Tokens of one organization: ``tokens = TokenRepository(session)``.
 
-    Who comes with one is told by ``db.authenticate(plaintext)``.
+    Who comes with one is told by ``db.authenticate(plaintext)``.  ``update()`` changes a token's name, permissions
+    and expiry; its secret and whom it speaks for never change, and a revocation is final.
     """
 
     model = Token
@@ -227,6 +228,11 @@ class TokenRepository(BaseRepository[Token]):
         statement = self._select().where(Token.agent_id == validation.uuid("agent_id", agent_id))
         return (await self._execute(statement.order_by(Token.created_at.desc(), Token.id))).scalars().all()
 
+    def _checked(self, changes: dict[str, object]) -> dict[str, object]:
+        for name in _VERBS.keys() & changes.keys():
+            raise InvalidInputError(name, changes[name], f"cannot be changed by update(): {_VERBS[name]}")
+        return super()._checked(changes)
+
     async def _revoke(
         self, ident: UUID, by: UUID | None, reason: str | None, still: ColumnElement[bool]
     ) -> Token | None:
@@ -241,6 +247,23 @@ class TokenRepository(BaseRepository[Token]):
             return await self._change(statement.values(values), ident)
         except NotFoundError:
             return None
+
+
+_ISSUE = "issue() another token"
+_REVOKE = "use revoke(), which is final"
+_COUNTED = "db.authenticate() counts uses"
+_VERBS = {
+    "token_hash": "use rotate()",
+    "prefix": "use rotate()",
+    "kind": _ISSUE,
+    "user_id": _ISSUE,
+    "agent_id": _ISSUE,
+    "revoked_at": _REVOKE,
+    "revoked_by": _REVOKE,
+    "revoke_reason": _REVOKE,
+    "use_count": _COUNTED,
+    "last_used_at": _COUNTED,
+}
 
 
 _REVOKED = Token.revoked_at.is_not(None)
