@@ -69,7 +69,7 @@ async def _the_owners_member_sees_nothing(own: TestDatabase, _two: Two) -> bool:
         name = f"plain_member_{own.name[-12:]}"
         await connection.execute(f"CREATE ROLE {name} NOSUPERUSER NOBYPASSRLS IN ROLE ibex_owner")
         await connection.execute(f"SET LOCAL ROLE {name}")
-        return await connection.fetchval("SELECT count(*) FROM ibex_core.agents") == 0
+        return int(await connection.fetchval("SELECT count(*) FROM ibex_core.agents")) == 0
     finally:
         await connection.close()
 
