@@ -304,20 +304,26 @@ class Database:
             )
         await self._ready()
         _platform_log.warning("cross-tenant session: %s", reason, extra={"reason": reason})
-        if self._platform_url is not None and self._platform_engine is None:
-            engine = create_engine(self._platform_url, self._settings)
-            try:
-                with translated():
-                    await logins.verify_platform(engine, step_down=self._step_down)
-            except BaseException:
-                await engine.dispose()
-                raise
-            self._platform_engine = engine
+        engine = await self._platform_engine_ready() if self._platform_url is not None else self.engine
         role = OWN_ROLE if self._platform_url is not None else f"SET LOCAL ROLE {PLATFORM_ROLE}"
-        session = ScopedSession(self._platform_engine or self.engine, expire_on_commit=False, close_resets_only=False)
+        session = ScopedSession(engine, expire_on_commit=False, close_resets_only=False)
         scope(session, None, f"{role}; {self._settings.each_transaction}")
         async with self._transaction(session) as opened:
             yield opened
+
+    async def _platform_engine_ready(self) -> AsyncEngine:
+        """Return the engine of platform_url, verified once: by the first of those who ask at the same time."""
+        async with self._opening:
+            if self._platform_engine is None:
+                engine = create_engine(self._platform_url or self._url, self._settings)
+                try:
+                    with translated():
+                        await logins.verify_platform(engine, step_down=self._step_down)
+                except BaseException:
+                    await engine.dispose()
+                    raise
+                self._platform_engine = engine
+        return self._platform_engine
 
     def session_factory(self, org_id: UUID, *, read_only: bool = False) -> ScopedSession:
         """Make a tenant session for your own unit of work: nothing is begun, commit and close are yours.
