@@ -125,7 +125,9 @@ async def fill(database: Database, owner_url: str, loop: asyncio.AbstractEventLo
                     "embedding": vectors[at],
                     "expires_at": DAY_ZERO if row.expired else None,
                     "embedding_model": row.model,
-                    **{name: getattr(row, name) for name in ("category", "source", "status", "confidence", "metadata")},
+                    # Superseded or merged is no status to begin with: the owner sets it below.
+                    "status": "active" if row.status in {"superseded", "merged"} else row.status,
+                    **{name: getattr(row, name) for name in ("category", "source", "confidence", "metadata")},
                     "tags": sorted(row.tags),
                 }
                 for at, row in enumerate(rows)
@@ -134,8 +136,8 @@ async def fill(database: Database, owner_url: str, loop: asyncio.AbstractEventLo
                 data.agents, data.sessions, data.rows = [a.id for a in agents], [r.id for r in runs], rows
     owner = await asyncpg.connect(owner_url)
     await owner.executemany(
-        "UPDATE ibex_core.memories SET created_at = $2, deleted_at = $3 WHERE id = $1",
-        [(row.id, row.created_at, DAY_ZERO if row.deleted else None) for row in data.rows],
+        "UPDATE ibex_core.memories SET created_at = $2, deleted_at = $3, status = $4 WHERE id = $1",
+        [(row.id, row.created_at, DAY_ZERO if row.deleted else None, row.status) for row in data.rows],
     )
     await owner.close()
     return data

@@ -111,8 +111,11 @@ async def test_what_is_gone_is_hidden_unless_asked_for(
     memories: MemoryRepository, agent_id: UUID, vector: Vector, change: dict[str, object], asked: dict[str, object]
 ) -> None:
     if "status" in change:  # of any status from the start, for no step leads from active to all of them
-        draft = {"agent_id": agent_id, "content": "Number 1.", "category": "factual", "embedding": vector(1), **change}
-        ident = (await memories.remember_many([draft])).outcomes[0].id
+        row = Memory(agent_id=agent_id, content="Number 1.", category="factual", embedding=vector(1), **change)
+        ident = (await memories.add(row)).id
+    elif "deleted_at" in change:
+        (ident,) = await remembered(memories, agent_id, vector, [1])
+        await memories.forget(ident)
     else:
         (ident,) = await remembered(memories, agent_id, vector, [1])
         await memories.update(ident, **change)

@@ -378,7 +378,8 @@ async def test_every_other_step_is_refused_naming_both_states(
     }
 
     for name, (verb, to) in verbs.items():
-        ident = await remembered(memories, agent_id, f"To {name}.", status=status)
+        row = Memory(agent_id=agent_id, content=f"To {name}.", category="factual", status=status)
+        ident = (await memories.add(row)).id
         if name in legal:
             await verb(ident)
         else:

@@ -169,6 +169,9 @@ async def test_categories_and_agents_narrow_it(
 )
 async def test_what_is_gone_is_not_hot(memories: MemoryRepository, agent_id: UUID, change: dict[str, object]) -> None:
     kept = await memories.remember(agent_id=agent_id, content="Tea.", category="factual", confidence=Decimal(1))
-    await memories.update(kept.memory.id, **change)
+    if "deleted_at" in change:
+        await memories.forget(kept.memory.id)
+    else:
+        await memories.update(kept.memory.id, **change)
 
     assert await memories.hot(agent_id) == []

@@ -198,8 +198,7 @@ async def test_another_organization_may_know_the_same(
 async def test_a_twin_that_is_not_live_swallows_nothing(
     memories: MemoryRepository, agent_id: UUID, change: dict[str, object]
 ) -> None:
-    gone = (await tea(memories, agent_id)).memory
-    await memories.update(gone.id, **change)
+    gone = await memories.add(Memory(agent_id=agent_id, content=TEA, category=MemoryCategory.PREFERENCE, **change))
     again = await tea(memories, agent_id)
 
     assert again.created
