@@ -715,8 +715,8 @@ DRIFT = [
     ),
     Fault(
         "revision-pending",
-        "memory_0004",
-        "UPDATE ibex_core.alembic_version SET version_num = 'memory_0003' WHERE version_num = 'memory_0004'",
+        "memory_0006",
+        "UPDATE ibex_core.alembic_version SET version_num = 'memory_0005' WHERE version_num = 'memory_0006'",
         mendable=False,
     ),
     Fault(

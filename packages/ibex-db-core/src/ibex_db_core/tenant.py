@@ -283,8 +283,8 @@ _MINE = (
     f"set_config('{TENANT_SETTING}', "
     f"coalesce(nullif(current_setting('{TENANT_SETTING}', true), ''), CAST(:org AS text)), true)"
 )
-_SET = text(f"SELECT {_MINE}")
-_SET_SIGNED = text(f"SELECT {_MINE}, set_config('{SIGNATURE_SETTING}', :signature, true)")
+_SET = text(f"SELECT {_MINE} AS tenant")
+_SET_SIGNED = text(f"SELECT {_MINE} AS tenant, set_config('{SIGNATURE_SETTING}', :signature, true) AS signature")
 _ASK = text(ASK)
 _GUARD = "ibex_guard"
 

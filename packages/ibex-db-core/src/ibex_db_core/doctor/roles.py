@@ -137,7 +137,7 @@ _BESIDE = f"""
     WITH RECURSIVE {REACH},
     held AS (SELECT r.start, array_agg(DISTINCT t.rolname::text) AS roles
                FROM reach r JOIN pg_roles t ON t.oid = r.oid GROUP BY r.start)
-    SELECT DISTINCT l.rolname::text AS login, l.rolsuper, l.rolbypassrls, :platform = ANY (h.roles) AS platform,
+    SELECT DISTINCT l.rolname::text AS login, l.rolsuper, l.rolbypassrls, :platform = ANY (h.roles) AS crosses,
            pg_get_userbyid(r.via)::text AS via, pg_get_userbyid(r.grantor)::text AS grantor, r.modern,
            t.rolname::text AS role
       FROM held h JOIN pg_roles l ON l.oid = h.start JOIN reach r ON r.start = h.start JOIN pg_roles t ON t.oid = r.oid
@@ -179,7 +179,7 @@ def check_beside(audit: Audit) -> Iterator[Finding]:
                 yield _past(login, revoke, mighty=row.rolsuper)
             if row.rolsuper:
                 continue
-        if row.role == SEARCH_ROLE and not row.platform:
+        if row.role == SEARCH_ROLE and not row.crosses:
             risk = "policies TO ibex_search apply to it: it reads every organization's memories"
             yield finding("login-mixes", f"{login} in {row.role}", risk, revoke)
         elif row.role in {OWNER_ROLE, SEARCH_ROLE}:
