@@ -73,9 +73,7 @@ class Lifecycle(Writing, Changes):
         by = _target_of("by", by)
         return await self._into(by, lambda to: self._supersede(ident, to, reason=reason, actor=actor))
 
-    async def _supersede(
-        self, ident: UUID, by: UUID | MemoryDraft | Mapping[str, object], *, reason: str | None, actor: UUID | None
-    ) -> Memory:
+    async def _supersede(self, ident: UUID, by: _Target, *, reason: str | None, actor: UUID | None) -> Memory:
         async with self._change_recorded(reason=reason, actor=actor):
             successor_id, locked = await self._target(by, [ident])
             old, successor = locked[ident], locked[successor_id]
@@ -92,7 +90,7 @@ class Lifecycle(Writing, Changes):
         self,
         idents: Iterable[UUID],
         *,
-        into: UUID | MemoryDraft | Mapping[str, object],
+        into: _Target,
         reason: str | None = None,
         actor: UUID | None = None,
     ) -> Memory:
@@ -128,7 +126,7 @@ class Lifecycle(Writing, Changes):
     async def _merge(
         self,
         wanted: Sequence[UUID],
-        into: UUID | MemoryDraft | Mapping[str, object],
+        into: _Target,
         *,
         reason: str | None,
         actor: UUID | None,
