@@ -28,6 +28,7 @@ from ibex_db_core.errors import (
     TransientError,
 )
 from ibex_db_core.identity import Authenticator, TokenIdentity, load_authenticator
+from ibex_db_core.lending import commit, lend
 from ibex_db_core.migrations import Migrator, Revision
 from ibex_db_core.policies import APP_ROLE, OWNER_ROLE, PLATFORM_ROLE
 from ibex_db_core.provisioning import DATABASE, PLATFORM_LOGIN, SERVICE_LOGIN, Cluster
@@ -429,11 +430,12 @@ class Database:
 
     @asynccontextmanager
     async def _transacted(self, session: ScopedSession) -> AsyncGenerator[ScopedSession]:
-        async with session:
-            with translated():
-                # Check a connection out here, so that an exhausted pool or an
-                # absent server is told at the door.  BEGIN goes with the first statement.
-                await session.connection()
+        try:
+            if not lend(session):
+                with translated():
+                    # Check a connection out here, so that an exhausted pool or an
+                    # absent server is told at the door.  BEGIN goes with the first statement.
+                    await session.connection()
             try:
                 yield session
                 await self._flush(session)
@@ -441,19 +443,26 @@ class Database:
                 await session.rollback()
                 raise
             try:
-                await session.commit()
+                await commit(session)
             except ConnectionLostError as exc:
                 raise CommitUnknownError(
                     "the connection broke during COMMIT: the work may or may not have been done; "
                     "look before doing it again",
                     sqlstate=exc.sqlstate,
                 ) from exc
+        finally:
+            if session.sync_session.in_transaction():
+                await session.__aexit__(None, None, None)  # shielded, for the connection has to be given back
+            else:
+                session.sync_session.close()  # nothing is sent
 
     @staticmethod
     async def _flush(session: ScopedSession) -> None:
         """Send what is pending, apart from COMMIT: a connection that breaks here has surely committed nothing."""
-        with translated():
-            await session.flush()
+        sync = session.sync_session
+        if sync.identity_map.check_modified() or sync.new or sync.deleted:
+            with translated():
+                await session.flush()
 
     # -- safety
 

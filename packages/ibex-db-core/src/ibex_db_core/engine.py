@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
 from ibex_db_core.errors import SignatureLateError, TenantError
+from ibex_db_core.lending import LendingPool
 from ibex_db_core.signing import Signer, SigningKey
 from ibex_db_core.tenant import FoldedConnection
 from ibex_db_core.translation import translate
@@ -144,6 +145,7 @@ def create_engine(address: Address, settings: EngineSettings, key: SigningKey | 
     engine = create_async_engine(
         address.url,
         async_creator=connect,
+        poolclass=LendingPool,
         pool_size=settings.pool_size,
         max_overflow=settings.max_overflow,
         pool_timeout=settings.pool_timeout,
@@ -230,6 +232,8 @@ def _translate(context: ExceptionContext) -> None:
     compiled = getattr(execution, "compiled_parameters", None)
     if compiled:
         parameters = cast("Mapping[str, object]", compiled[0]) if len(compiled) == 1 else None
+    elif execution is None and isinstance(context.parameters, Mapping):
+        parameters = cast("Mapping[str, object]", context.parameters)  # of a direct statement
     ours = translate(found, parameters)
     if isinstance(ours, SignatureLateError):
         # Its clock is not what it was when the connection was made: the next one looks again.
