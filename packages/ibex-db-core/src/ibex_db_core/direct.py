@@ -67,7 +67,10 @@ class Direct:
     @property
     def unwatched(self) -> bool:
         """Nobody has asked to be told of its entities since it was made."""
-        return self._mapper is None or loadable(self._mapper)
+        if self._mapper is None:
+            return True
+        told = cast("Any", self._mapper.class_manager).dispatch
+        return not (told.load or told.refresh)
 
     def arguments(self, parameters: Mapping[str, Any]) -> list[Any]:
         """Return parameters as the driver takes them."""
