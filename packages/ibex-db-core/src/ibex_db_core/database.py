@@ -34,7 +34,7 @@ from ibex_db_core.policies import APP_ROLE, OWNER_ROLE, PLATFORM_ROLE
 from ibex_db_core.provisioning import DATABASE, PLATFORM_LOGIN, SERVICE_LOGIN, Cluster
 from ibex_db_core.replicas import Replica, Replicas, ReplicaStatus, check_position
 from ibex_db_core.signing import KEY_VARIABLE, SigningKey
-from ibex_db_core.tenant import OWN_ROLE, ScopedSession, scope, set_tenant
+from ibex_db_core.tenant import OWN_ROLE, ScopedSession, is_dirty, scope, set_tenant
 from ibex_db_core.translation import translated
 from ibex_db_core.url import Address, parse
 
@@ -258,7 +258,7 @@ class Database:
             check_position(after)
         if read_only and self._replicas is not None:
             return self._reading(self._replicas, validation.uuid("org_id", org_id), after)
-        return self._transaction(self.session_factory(org_id, read_only=read_only))
+        return self._transacted(self.session_factory(org_id, read_only=read_only))
 
     async def position(self) -> str:
         """Return how far the primary's write-ahead log has come, for ``tenant(..., after=)``: one round trip.
@@ -309,7 +309,7 @@ class Database:
         role = OWN_ROLE if self._platform_url is not None else f"SET LOCAL ROLE {PLATFORM_ROLE}"
         session = ScopedSession(engine, expire_on_commit=False, close_resets_only=False)
         scope(session, None, f"{role}; {self._settings.each_transaction}")
-        async with self._transaction(session) as opened:
+        async with self._transacted(session) as opened:
             yield opened
 
     async def _platform_engine_ready(self) -> AsyncEngine:
@@ -410,11 +410,11 @@ class Database:
             raise ConfigurationError(_CLOSED)
         replica = await replicas.choose(after)
         if replica is None:
-            async with self._transaction(self.session_factory(org_id, read_only=True)) as session:
+            async with self._transacted(self.session_factory(org_id, read_only=True)) as session:
                 yield session
             return
         try:
-            async with self._transacted(self._session(replica.engine, org_id, read_only=True)) as session:
+            async with self._transacted(self._session(replica.engine, org_id, read_only=True), ready=True) as session:
                 yield session
         except (ConnectionLostError, CommitUnknownError) as exc:
             replica.failed(str(exc))  # the next one goes elsewhere; what this one had read is its caller's to repeat
@@ -423,13 +423,10 @@ class Database:
             raise
 
     @asynccontextmanager
-    async def _transaction(self, session: ScopedSession) -> AsyncGenerator[ScopedSession]:
-        await self._ready()
-        async with self._transacted(session) as opened:
-            yield opened
-
-    @asynccontextmanager
-    async def _transacted(self, session: ScopedSession) -> AsyncGenerator[ScopedSession]:
+    async def _transacted(self, session: ScopedSession, *, ready: bool = False) -> AsyncGenerator[ScopedSession]:
+        """Give one transaction, on an engine that is the service's own unless it is ``ready`` already."""
+        if not (ready or (self._verified and not self._closed)):
+            await self._ready()
         try:
             if not lend(session):
                 with translated():
@@ -459,8 +456,7 @@ class Database:
     @staticmethod
     async def _flush(session: ScopedSession) -> None:
         """Send what is pending, apart from COMMIT: a connection that breaks here has surely committed nothing."""
-        sync = session.sync_session
-        if sync.identity_map.check_modified() or sync.new or sync.deleted:
+        if is_dirty(session.sync_session):
             with translated():
                 await session.flush()
 

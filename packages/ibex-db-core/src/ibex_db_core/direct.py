@@ -16,8 +16,9 @@ from weakref import WeakKeyDictionary
 from sqlalchemy import Connection, Dialect, Executable, inspect
 from sqlalchemy.orm import Mapper
 from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.util.concurrency import greenlet_spawn
 
-from ibex_db_core.lending import raise_as_sqlalchemy, watched
+from ibex_db_core.lending import plain, raise_as_sqlalchemy, watched
 from ibex_db_core.loading import EntityLoader, Processor, loadable, processor
 from ibex_db_core.tenant import ScopedSession, SyncScopedSession
 
@@ -87,14 +88,15 @@ class Direct:
         loader, width, processors = self._loader, self._width, self._processors or ()
         if loader is None and not processors:
             return [tuple(record) for record in records]
-        found: list[tuple[Any, ...]] = []
-        for record in records:
-            values = list(record[width:]) if width else list(record)
-            for place, process in processors:
+        others = [list(record[width:]) for record in records] if width else [list(record) for record in records]
+        for place, process in processors:
+            for values in others:
                 if (value := values[place]) is not None:
                     values[place] = process(value)
-            found.append((loader.load(sync, record), *values) if loader is not None else tuple(values))
-        return found
+        if loader is None:
+            return [tuple(values) for values in others]
+        entities = loader.load(sync, records)
+        return [(entity, *values) for entity, values in zip(entities, others, strict=True)]
 
     def _learn(self, oids: Sequence[int]) -> None:
         width = self._width
@@ -134,9 +136,9 @@ async def fetch(
         return None
     lease = sync.lease
     if lease is None:
-        if not sync.in_transaction():
+        if not (sync.in_transaction() and plain(sync)):
             return None
-        connection = sync.connection()
+        connection = await _connection(sync)
         if not _sound(connection):
             return None
         lease = connection.connection
@@ -156,6 +158,14 @@ async def fetch(
         await raise_as_sqlalchemy(sync, exc, direct.sql, parameters)
         raise
     return direct.rows(sync, records, attributes or ())
+
+
+async def _connection(sync: SyncScopedSession) -> Connection:
+    """Return the connection of SQLAlchemy's transaction, inside its savepoint, which it sets when it is first needed."""
+    inside = cast("Any", sync.get_nested_transaction() or sync.get_transaction())
+    if inside is not None and sync.bind in inside._connections:
+        return sync.connection()
+    return await greenlet_spawn(sync.connection)
 
 
 def _sound(connection: Connection) -> bool:

@@ -24,7 +24,7 @@ from sqlalchemy.util.concurrency import greenlet_spawn
 
 from ibex_db_core.tenant import FoldedConnection, ScopedSession, SyncScopedSession
 
-__all__ = ["LendingPool", "commit", "lend", "raise_as_sqlalchemy", "watched"]
+__all__ = ["LendingPool", "commit", "lend", "plain", "raise_as_sqlalchemy", "watched"]
 
 
 class LendingPool(AsyncAdaptedQueuePool):
@@ -79,31 +79,44 @@ class LendingPool(AsyncAdaptedQueuePool):
 
 
 def watched(sync: SyncScopedSession) -> bool:
-    """Tell whether anybody listens who would miss a statement or a transaction that SQLAlchemy never saw.
+    """Tell whether anybody listens who would miss a statement that SQLAlchemy never saw.
 
-    Where one listener is counted, it is ours: before_cursor_execute refuses a caller's COMMIT, do_orm_execute adds the
-    filter that direct statements have, after_begin and after_transaction_create arm and take over the connection.
+    Where one listener is counted, it is ours: one refuses a caller's COMMIT, one adds the filter that direct
+    statements have.  Asked for each statement, for a listener may come at any time.
     """
-    engine = cast("Engine", sync.bind)
-    its, own = cast("Any", engine.dispatch), cast("Any", sync.dispatch)
-    # Written out, for this is asked for each statement: 2 us, where any() over the names took 8.
+    its = cast("Any", cast("Engine", sync.bind).dispatch)
     return bool(
         len(its.before_cursor_execute) != 1
+        or its.after_cursor_execute
         or its.before_execute
         or its.after_execute
-        or its.after_cursor_execute
-        or its.begin
-        or its.commit
-        or its.rollback
-        or its.engine_connect
-        or len(own.do_orm_execute) != 1
-        or len(own.after_begin) != 1
-        or len(own.after_transaction_create) != 1
-        or own.before_commit
+        or len(cast("Any", sync.dispatch).do_orm_execute) != 1
+    )
+
+
+def _attended(sync: SyncScopedSession) -> bool:
+    """Tell whether anybody listens who would miss a transaction that SQLAlchemy never saw, or its end."""
+    own = cast("Any", sync.dispatch)
+    return bool(
+        own.before_commit
         or own.after_commit
         or own.after_rollback
         or own.after_soft_rollback
         or own.after_transaction_end
+    )
+
+
+def plain(sync: SyncScopedSession) -> bool:
+    """Tell whether an engine and a session are as we make them: no echo, no options, nobody who waits for a BEGIN."""
+    engine = cast("Engine", sync.bind)
+    its, own = cast("Any", engine.dispatch), cast("Any", sync.dispatch)
+    return not (
+        its.begin
+        or its.commit
+        or its.rollback
+        or its.engine_connect
+        or len(own.after_begin) != 1
+        or len(own.after_transaction_create) != 1
         or own.loaded_as_persistent
         or engine._should_log_info()
         or engine._execution_options
@@ -115,7 +128,7 @@ def lend(session: ScopedSession) -> bool:
     """Have a fresh session hold a connection that carries its tenant; False where SQLAlchemy must see to it."""
     sync = cast("SyncScopedSession", session.sync_session)
     pool = cast("Engine", sync.bind).pool
-    if not isinstance(pool, LendingPool) or sync.settings is None or watched(sync):
+    if not isinstance(pool, LendingPool) or sync.settings is None or not plain(sync) or _attended(sync):
         return False
     lease = pool.lend()
     if lease is None:
@@ -129,7 +142,7 @@ async def commit(session: ScopedSession) -> None:
     """Commit: by the driver alone where SQLAlchemy has nothing to do with the transaction."""
     sync = cast("SyncScopedSession", session.sync_session)
     lease = sync.lease
-    if lease is None or watched(sync):
+    if lease is None or _attended(sync):
         await session.commit()
         return
     adapted = cast("Any", lease.dbapi_connection)

@@ -10,14 +10,15 @@ not loaded (decision 0050).
 # As lending.py: what SQLAlchemy's loading does has no public name; tests/test_loading.py holds both side by side.
 # pyright: reportPrivateUsage=false, reportUnknownMemberType=false
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from operator import itemgetter
 from typing import Any, cast
 
 from sqlalchemy import Column, Dialect, Enum
 from sqlalchemy.orm import ColumnProperty, Mapper
 from sqlalchemy.orm.attributes import instance_dict, instance_state
 from sqlalchemy.orm.session import Session
-from sqlalchemy.types import JSON, TypeEngine
+from sqlalchemy.types import TypeEngine
 
 __all__ = ["EntityLoader", "Processor", "loadable", "processor"]
 
@@ -48,11 +49,19 @@ def processor(kind: TypeEngine[Any], dialect: Dialect, oid: int) -> Processor | 
     if own is None:
         return None
     if isinstance(kind, Enum):
-        known: Mapping[object, object] = {name: own(name) for name in cast("Sequence[str]", kind.enums)}
-        return lambda value: known[value] if value in known else own(value)
-    if isinstance(kind, JSON):
-        return lambda value: {} if value == "{}" else own(value)
+        return _Members(own, cast("Sequence[str]", kind.enums)).__getitem__
     return own
+
+
+class _Members(dict[Any, Any]):
+    """What an enum's processor says of each of its names; another name is its to refuse."""
+
+    def __init__(self, own: Processor, names: Iterable[str]) -> None:
+        super().__init__((name, own(name)) for name in names)
+        self._own = own
+
+    def __missing__(self, value: object) -> object:
+        return self._own(value)
 
 
 class EntityLoader:
@@ -71,7 +80,9 @@ class EntityLoader:
         }
         self._mapper = mapper
         self._keys = tuple(attributes[name].key for name in columns)
-        self._identity = tuple(columns.index(column.name) for column in mapper.primary_key)
+        places = [columns.index(column.name) for column in mapper.primary_key]
+        single = itemgetter(*places)
+        self._identity = single if len(places) > 1 else lambda row: (single(row),)
         processors = (
             (attributes[name].key, processor(attributes[name].columns[0].type, dialect, oid))
             for name, oid in zip(columns, oids, strict=True)
@@ -92,24 +103,29 @@ class EntityLoader:
         wanted = {name for name, attribute in expected.items() if not cast("ColumnProperty[Any]", attribute).deferred}
         return wanted <= given <= expected.keys()
 
-    def load(self, session: Session, row: Sequence[Any]) -> object:
-        """Return the entity of a row: the session's own where it has it, a new one otherwise."""
+    def load(self, session: Session, rows: Iterable[Sequence[Any]]) -> list[object]:
+        """Return the entity of each row: the session's own where it has it, a new one otherwise."""
         identity = session.identity_map
-        key = (self._identity_class, tuple([row[place] for place in self._identity]), None)
-        found = identity.get(key)
-        if found is not None:
-            self._complete(found, row)
-            return found
-        made = self._new_instance()
-        state, values = instance_state(made), instance_dict(made)
-        state.key = key
-        state.session_id = session.hash_key
-        identity.add(state)
-        values.update(zip(self._keys, row, strict=False))
-        for name, process in self._processors:
-            if (value := values[name]) is not None:
-                values[name] = process(value)
-        return made
+        present, weakly, session_id = cast("Any", identity)._dict, cast("Any", identity)._wr, session.hash_key
+        keys, processors, identify, new_instance = self._keys, self._processors, self._identity, self._new_instance
+        identity_class = self._identity_class
+        entities: list[object] = []
+        for row in rows:
+            key = (identity_class, identify(row), None)
+            if key in present and (found := identity.get(key)) is not None:
+                self._complete(found, row)
+                entities.append(found)
+                continue
+            made = new_instance()
+            state, values = instance_state(made), instance_dict(made)
+            state.key, state.session_id, state._instance_dict = key, session_id, weakly
+            present[key] = state
+            values.update(zip(keys, row, strict=False))
+            for name, process in processors:
+                if (value := values[name]) is not None:
+                    values[name] = process(value)
+            entities.append(made)
+        return entities
 
     def _complete(self, found: object, row: Sequence[Any]) -> None:
         """Give an object what it has not loaded, or has expired; what is pending on it stays."""

@@ -23,8 +23,8 @@ from ibex_db_core import direct, validation
 from ibex_db_core.base import Base
 from ibex_db_core.errors import InvalidInputError, NotFoundError, TenantMismatchError, TenantMissingError
 from ibex_db_core.pages import Order
-from ibex_db_core.tenant import SCOPED, Guard, ScopedSession
-from ibex_db_core.translation import name_of, translated
+from ibex_db_core.tenant import SCOPED, Guard, ScopedSession, SyncScopedSession, is_dirty
+from ibex_db_core.translation import name_of, translate, translated
 
 T = TypeVar("T", bound=Base)
 X = TypeVar("X")
@@ -162,12 +162,16 @@ class Scoped(Generic[T]):
         """
         session = self._session
         if isinstance(session, ScopedSession):
-            sync = session.sync_session
-            if sync.identity_map.check_modified() or sync.new or sync.deleted:
-                if sync.autoflush or isinstance(statement, TextClause):
-                    await self._flush()
-            with translated():
+            sync = cast("SyncScopedSession", session.sync_session)
+            # Whatever makes a session dirty begins SQLAlchemy's transaction, and takes the lent connection over.
+            if sync.lease is None and (sync.autoflush or isinstance(statement, TextClause)) and is_dirty(sync):
+                await self._flush()
+            try:
                 rows = await direct.fetch(session, statement, parameters)
+            except Exception as exc:
+                if (ours := translate(exc)) is None or ours is exc:
+                    raise
+                raise ours from exc
             if rows is not None:
                 return rows
         return (await self._execute(statement, parameters)).all()

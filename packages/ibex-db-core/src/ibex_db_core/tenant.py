@@ -216,6 +216,11 @@ class SyncScopedSession(Session):
         return (org, key)
 
 
+def is_dirty(session: Session) -> bool:
+    """Tell whether there is anything to flush; may say so where nothing is."""
+    return bool(session.identity_map.check_modified() or session.new or session.deleted)
+
+
 class ScopedSession(AsyncSession):
     """What db.tenant() and db.platform() give: an AsyncSession that serves one organization for life.
 

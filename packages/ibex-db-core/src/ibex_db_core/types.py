@@ -5,7 +5,7 @@ import sys
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set as AbstractSet
 from enum import StrEnum
-from typing import Protocol, TypeAlias, TypeVar, Union
+from typing import Protocol, TypeAlias, TypeVar, Union, cast
 
 import pgvector
 from pgvector.sqlalchemy import Vector as _PgVector
@@ -73,21 +73,28 @@ def pack_vector(value: VectorLike, *, dim: int | None = None, field: str = "embe
         raise InvalidInputError(field, value, "must have at least one dimension")
     if dim is not None and len(floats) != dim:
         raise _wrong_dimensions(field, len(floats), dim)
-    lowest, highest = _bounds(floats)
-    if not (math.isfinite(lowest) and math.isfinite(highest)):
-        raise InvalidInputError(field, "NaN or infinity", "must hold finite float32 numbers only")
-    largest = max(highest, -lowest)
-    if not largest:
-        raise InvalidInputError(field, "all zeros", "must not be the zero vector: its cosine distance is undefined")
-    if not _SMALLEST <= largest <= _LARGEST:
-        raise InvalidInputError(
-            field, f"{largest:.1e}", f"must have its largest number in [{_SMALLEST:.0e}, {_LARGEST:.0e}]: normalise it"
-        )
-    return _from_array(floats)
+    _check_length(floats, field)
+    return _Checked.of(floats)
 
 
 class _Checked(pgvector.Vector):
-    """A vector that pack_vector() has made."""
+    """A vector that pack_vector() has made; it keeps what travels."""
+
+    _wire: bytes
+
+    @classmethod
+    def of(cls, floats: "array[float]") -> "_Checked":
+        """Go through the wire format: the only public constructor that takes no Python float for each number."""
+        size = len(floats)
+        if sys.byteorder == "little":
+            floats.byteswap()
+        wire = size.to_bytes(2, "big") + b"\0\0" + floats.tobytes()
+        made = cast("_Checked", cls.from_binary(wire))
+        made._wire = wire
+        return made
+
+    def to_binary(self) -> bytes:
+        return self._wire
 
 
 def _wrong_dimensions(field: str, given: int, wanted: int) -> InvalidInputError:
@@ -125,21 +132,23 @@ def _of_numpy(value: object) -> "array[float] | None":
     return floats
 
 
-def _bounds(floats: "array[float]") -> tuple[float, float]:
-    """Return the smallest and the largest number; one of them is not finite where any is not."""
-    if (numpy := sys.modules.get("numpy")) is not None:  # 2 us for 384 numbers, where Python's own take 17
+def _check_length(floats: "array[float]", field: str) -> None:
+    """Refuse what is not finite, and what float32 cannot square."""
+    if (numpy := sys.modules.get("numpy")) is not None:  # a tenth of the time that Python's own loops take
         numbers = numpy.frombuffer(floats, dtype=numpy.float32)
-        return float(numbers.min()), float(numbers.max())
-    # Sums of float32 cannot overflow a double, so one sum tells whether any is NaN or infinite.
-    return (min(floats), max(floats)) if math.isfinite(sum(floats)) else (math.nan, math.nan)
-
-
-def _from_array(floats: "array[float]") -> pgvector.Vector:
-    """Go through the wire format: the only public constructor that takes no Python float for each number."""
-    size = len(floats)
-    if sys.byteorder == "little":
-        floats.byteswap()
-    return _Checked.from_binary(size.to_bytes(2, "big") + b"\0\0" + floats.tobytes())
+        largest = float(numpy.maximum.reduce(numpy.absolute(numbers)))
+    else:
+        # Sums of float32 cannot overflow a double, so one sum tells whether any is NaN or infinite.
+        largest = max(max(floats), -min(floats)) if math.isfinite(sum(floats)) else math.nan
+    if _SMALLEST <= largest <= _LARGEST:
+        return
+    if not math.isfinite(largest):
+        raise InvalidInputError(field, "NaN or infinity", "must hold finite float32 numbers only")
+    if not largest:
+        raise InvalidInputError(field, "all zeros", "must not be the zero vector: its cosine distance is undefined")
+    raise InvalidInputError(
+        field, f"{largest:.1e}", f"must have its largest number in [{_SMALLEST:.0e}, {_LARGEST:.0e}]: normalise it"
+    )
 
 
 class Vector(_PgVector):
