@@ -8,6 +8,7 @@ import json
 import os
 import pty
 import re
+import select
 import shlex
 import shutil
 import signal
@@ -532,6 +533,8 @@ def terminal(*words: str, said: str = "", columns: int = 100, env: Mapping[str, 
     fcntl.ioctl(screen, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
     shown = b""
     while True:
+        if not select.select([screen], [], [], 120)[0]:  # a command that waits for what was said long ago
+            os.kill(child, signal.SIGKILL)
         try:
             read = os.read(screen, 65536)
         except OSError:  # Linux's end of file on a terminal
