@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import event, inspect, select, text, update
 from sqlalchemy.orm import selectinload
 from sqlalchemy.orm.attributes import get_history
-from toys import AddBot, Bot, BotRepository, Mood
+from toys import AddBot, Bot, Bots, Mood
 
 from ibex_db_core import Database, NotLoadedError, ScopedSession
 from ibex_db_core.tenant import SCOPED, SyncScopedSession
@@ -27,8 +27,8 @@ async def session(db: Database, acme: UUID) -> AsyncIterator[ScopedSession]:
 
 
 @pytest.fixture
-def bots(session: ScopedSession) -> BotRepository:
-    return BotRepository(session)
+def bots(session: ScopedSession) -> Bots:
+    return Bots(session)
 
 
 def inside(bot: Bot) -> dict[str, Any]:
@@ -52,7 +52,7 @@ def inside(bot: Bot) -> dict[str, Any]:
 
 
 async def test_an_object_is_the_one_that_sqlalchemy_loads(
-    session: ScopedSession, bots: BotRepository, acme: UUID, add_bot: AddBot
+    session: ScopedSession, bots: Bots, acme: UUID, add_bot: AddBot
 ) -> None:
     ident = await add_bot(acme)
     await session.execute(update(Bot).values(embedding=[1, 2, 3], mood="cross", metadata_={"a": [1, "b"]}))
@@ -67,7 +67,9 @@ async def test_an_object_is_the_one_that_sqlalchemy_loads(
     assert directly["values"]["metadata_"] == {"a": [1, "b"]}
 
 
-async def test_the_session_knows_it_by_its_identity(session: ScopedSession, bots: BotRepository, acme: UUID, add_bot: AddBot) -> None:
+async def test_the_session_knows_it_by_its_identity(
+    session: ScopedSession, bots: Bots, acme: UUID, add_bot: AddBot
+) -> None:
     bot = await bots.get(await add_bot(acme))
 
     assert await session.get(Bot, bot.id) is bot
@@ -77,7 +79,7 @@ async def test_the_session_knows_it_by_its_identity(session: ScopedSession, bots
 
 
 async def test_what_is_changed_on_it_is_written(
-    db: Database, bots: BotRepository, session: ScopedSession, acme: UUID, add_bot: AddBot
+    db: Database, bots: Bots, session: ScopedSession, acme: UUID, add_bot: AddBot
 ) -> None:
     bot = await bots.get(await add_bot(acme))
 
@@ -86,19 +88,19 @@ async def test_what_is_changed_on_it_is_written(
     await session.commit()
 
     async with db.tenant(acme) as other:
-        assert (await BotRepository(other).get(bot.id)).rank == 9
+        assert (await Bots(other).get(bot.id)).rank == 9
 
 
-async def test_a_pending_change_is_flushed_before_a_verb_reads(bots: BotRepository, acme: UUID, add_bot: AddBot) -> None:
+async def test_a_pending_change_is_flushed_before_a_verb_reads(bots: Bots, acme: UUID, add_bot: AddBot) -> None:
     bot = await bots.get(await add_bot(acme))
     bot.rank = 9
 
     assert await bots.get(bot.id) is bot
-    assert await bots._rows(text("SELECT rank FROM ibex_core.bots"), {}) == [(9,)]
+    assert await bots.rows("SELECT rank FROM ibex_core.bots") == [(9,)]
 
 
 async def test_an_object_that_is_there_keeps_what_it_says(
-    session: ScopedSession, bots: BotRepository, acme: UUID, add_bot: AddBot
+    session: ScopedSession, bots: Bots, acme: UUID, add_bot: AddBot
 ) -> None:
     bot = await bots.get(await add_bot(acme))
     await session.execute(text("UPDATE ibex_core.bots SET rank = 3"))
@@ -109,7 +111,7 @@ async def test_an_object_that_is_there_keeps_what_it_says(
 
 
 async def test_with_autoflush_off_a_change_stays_on_the_object(
-    session: ScopedSession, bots: BotRepository, acme: UUID, add_bot: AddBot
+    session: ScopedSession, bots: Bots, acme: UUID, add_bot: AddBot
 ) -> None:
     bot = await bots.get(await add_bot(acme))
     bot.rank = 9
@@ -122,9 +124,7 @@ async def test_with_autoflush_off_a_change_stays_on_the_object(
     assert bot in session.dirty
 
 
-async def test_what_was_expired_is_read_anew(
-    session: ScopedSession, bots: BotRepository, acme: UUID, add_bot: AddBot
-) -> None:
+async def test_what_was_expired_is_read_anew(session: ScopedSession, bots: Bots, acme: UUID, add_bot: AddBot) -> None:
     ident = await add_bot(acme)
     bot = await bots.get(ident)
     await session.execute(text("UPDATE ibex_core.bots SET rank = 3, nickname = 'Rob', mood = 'cross'"))
@@ -141,7 +141,7 @@ async def test_what_was_expired_is_read_anew(
 
 
 async def test_a_rollback_expires_it_as_any_other(
-    session: ScopedSession, bots: BotRepository, acme: UUID, add_bot: AddBot
+    session: ScopedSession, bots: Bots, acme: UUID, add_bot: AddBot
 ) -> None:
     ident = await add_bot(acme)
     bot = await bots.get(ident)
@@ -152,7 +152,7 @@ async def test_a_rollback_expires_it_as_any_other(
     assert (await bots.get(ident)).slug == "robin"
 
 
-async def test_relationships_refuse_and_load_as_ever(bots: BotRepository, acme: UUID, add_bot: AddBot) -> None:
+async def test_relationships_refuse_and_load_as_ever(bots: Bots, acme: UUID, add_bot: AddBot) -> None:
     bot = await bots.get(await add_bot(acme))
     with pytest.raises(NotLoadedError):
         _ = bot.notes
@@ -162,7 +162,7 @@ async def test_relationships_refuse_and_load_as_ever(bots: BotRepository, acme: 
     assert loaded.notes == []
 
 
-async def test_whoever_waits_for_an_object_to_be_loaded_is_told(bots: BotRepository, acme: UUID, add_bot: AddBot) -> None:
+async def test_whoever_waits_for_an_object_to_be_loaded_is_told(bots: Bots, acme: UUID, add_bot: AddBot) -> None:
     ident = await add_bot(acme)
     told: list[object] = []
 

@@ -45,7 +45,7 @@ class Direct:
         ]
         described = cast("Sequence[Mapping[str, Any]]", getattr(statement, "column_descriptions", ()))
         entities = [one for one in described if one["entity"] is not None and one["expr"] is one["entity"]]
-        self._mapper: Mapper[Any] | None = cast("Any", inspect(entities[0]["entity"])).mapper if entities else None
+        self._mapper: Mapper[Any] | None = inspect(entities[0]["entity"]).mapper if entities else None
         self._columns = cast("Sequence[Any]", compiled._result_columns)
         self._width = len(self._columns) - (len(described) - 1 if entities else len(self._columns))
         self._loader: EntityLoader | None = None
@@ -108,12 +108,17 @@ class Direct:
         self._processors = [(place, process) for place, process in enumerate(processors) if process is not None]
 
 
+# Statements are made once, one for each shape of filters; past this many, somebody makes them anew each time.
+_KEPT = 1000
+
 _compiled: "WeakKeyDictionary[Dialect, dict[Executable, Direct]]" = WeakKeyDictionary()
 
 
 def _direct(statement: Executable, dialect: Dialect) -> Direct:
     known = _compiled.setdefault(dialect, {})
     if (found := known.get(statement)) is None:
+        if len(known) >= _KEPT:
+            known.clear()
         found = known[statement] = Direct(statement, dialect)
     return found
 
@@ -154,14 +159,14 @@ async def fetch(
                 await adapted._start_transaction()
             prepared, attributes = await adapted._prepare(direct.sql, dialect._invalidate_schema_cache_asof)
             records = await prepared.fetch(*arguments)
-    except BaseException as exc:  # noqa: BLE001 - a cancellation, too, ends the connection
+    except BaseException as exc:
         await raise_as_sqlalchemy(sync, exc, direct.sql, parameters)
         raise
     return direct.rows(sync, records, attributes or ())
 
 
 async def _connection(sync: SyncScopedSession) -> Connection:
-    """Return the connection of SQLAlchemy's transaction, inside its savepoint, which it sets when it is first needed."""
+    """Return the connection of SQLAlchemy's transaction, inside its savepoint: that is set when it is first needed."""
     inside = cast("Any", sync.get_nested_transaction() or sync.get_transaction())
     if inside is not None and sync.bind in inside._connections:
         return sync.connection()

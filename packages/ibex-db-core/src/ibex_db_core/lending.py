@@ -1,4 +1,4 @@
-"""A unit of work that holds its connection, and troubles SQLAlchemy with it only where SQLAlchemy is asked for anything.
+"""A unit of work that holds its connection, and troubles SQLAlchemy with it only where SQLAlchemy is asked.
 
 Session, SessionTransaction, Connection and RootTransaction around a unit of
 work, each stepped through in a greenlet of its own, cost 0.3 ms where the
@@ -18,13 +18,27 @@ wait for, nothing is lent.
 import time
 from typing import Any, cast
 
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
+from sqlalchemy.dialects.postgresql.asyncpg import AsyncAdapt_asyncpg_connection
+from sqlalchemy.orm.state import InstanceState
 from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry, PoolProxiedConnection
 from sqlalchemy.util.concurrency import greenlet_spawn
 
 from ibex_db_core.tenant import FoldedConnection, ScopedSession, SyncScopedSession
 
 __all__ = ["LendingPool", "commit", "lend", "plain", "raise_as_sqlalchemy", "watched"]
+
+
+# A SQLAlchemy whose inside is another than we know is left to do everything itself.
+_KNOWN = all(
+    hasattr(kind, name)
+    for kind, names in (
+        (AsyncAdapt_asyncpg_connection, ("_call_and_discard", "_handle_exception", "_prepare", "_start_transaction")),
+        (Connection, ("_handle_dbapi_exception",)),
+        (InstanceState, ("_commit", "_instance_dict")),
+    )
+    for name in names
+)
 
 
 class LendingPool(AsyncAdaptedQueuePool):
@@ -110,7 +124,7 @@ def plain(sync: SyncScopedSession) -> bool:
     """Tell whether an engine and a session are as we make them: no echo, no options, nobody who waits for a BEGIN."""
     engine = cast("Engine", sync.bind)
     its, own = cast("Any", engine.dispatch), cast("Any", sync.dispatch)
-    return not (
+    return _KNOWN and not (
         its.begin
         or its.commit
         or its.rollback

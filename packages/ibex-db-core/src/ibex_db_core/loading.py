@@ -15,7 +15,7 @@ from operator import itemgetter
 from typing import Any, cast
 
 from sqlalchemy import Column, Dialect, Enum
-from sqlalchemy.orm import ColumnProperty, Mapper
+from sqlalchemy.orm import Mapper
 from sqlalchemy.orm.attributes import instance_dict, instance_state
 from sqlalchemy.orm.session import Session
 from sqlalchemy.types import TypeEngine
@@ -64,6 +64,13 @@ class _Members(dict[Any, Any]):
         return self._own(value)
 
 
+def _tuple_of(places: Sequence[int]) -> Callable[[Any], tuple[Any, ...]]:
+    if len(places) > 1:
+        return cast("Callable[[Any], tuple[Any, ...]]", itemgetter(*places))
+    (place,) = places
+    return lambda row: (row[place],)
+
+
 class EntityLoader:
     """Makes entities of one mapper of rows that begin with so many of its columns.
 
@@ -75,14 +82,11 @@ class EntityLoader:
     """
 
     def __init__(self, mapper: Mapper[Any], columns: Sequence[str], dialect: Dialect, oids: Sequence[int]) -> None:
-        attributes = {
-            cast("Column[Any]", attribute.columns[0]).name: attribute for attribute in mapper.column_attrs
-        }
+        attributes = {cast("Column[Any]", attribute.columns[0]).name: attribute for attribute in mapper.column_attrs}
         self._mapper = mapper
         self._keys = tuple(attributes[name].key for name in columns)
         places = [columns.index(column.name) for column in mapper.primary_key]
-        single = itemgetter(*places)
-        self._identity = single if len(places) > 1 else lambda row: (single(row),)
+        self._identity = _tuple_of(places)
         processors = (
             (attributes[name].key, processor(attributes[name].columns[0].type, dialect, oid))
             for name, oid in zip(columns, oids, strict=True)
@@ -100,7 +104,7 @@ class EntityLoader:
             for attribute in mapper.column_attrs
             if isinstance(attribute.columns[0], Column)
         }
-        wanted = {name for name, attribute in expected.items() if not cast("ColumnProperty[Any]", attribute).deferred}
+        wanted = {name for name, attribute in expected.items() if not attribute.deferred}
         return wanted <= given <= expected.keys()
 
     def load(self, session: Session, rows: Iterable[Sequence[Any]]) -> list[object]:

@@ -5,7 +5,7 @@ import sys
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set as AbstractSet
 from enum import StrEnum
-from typing import Protocol, TypeAlias, TypeVar, Union, cast
+from typing import Any, Protocol, TypeAlias, TypeVar, Union, cast
 
 import pgvector
 from pgvector.sqlalchemy import Vector as _PgVector
@@ -80,7 +80,7 @@ def pack_vector(value: VectorLike, *, dim: int | None = None, field: str = "embe
 class _Checked(pgvector.Vector):
     """A vector that pack_vector() has made; it keeps what travels."""
 
-    _wire: bytes
+    wire: bytes
 
     @classmethod
     def of(cls, floats: "array[float]") -> "_Checked":
@@ -90,11 +90,11 @@ class _Checked(pgvector.Vector):
             floats.byteswap()
         wire = size.to_bytes(2, "big") + b"\0\0" + floats.tobytes()
         made = cast("_Checked", cls.from_binary(wire))
-        made._wire = wire
+        made.wire = wire
         return made
 
     def to_binary(self) -> bytes:
-        return self._wire
+        return self.wire
 
 
 def _wrong_dimensions(field: str, given: int, wanted: int) -> InvalidInputError:
@@ -124,22 +124,24 @@ def _floats(value: VectorLike, field: str) -> "array[float]":
 
 def _of_numpy(value: object) -> "array[float] | None":
     """Copy a float32 array as memory: number by number it took 28 us for 384, where this takes one."""
-    numpy = sys.modules.get("numpy")  # whoever has an array has imported it
-    if numpy is None or not isinstance(value, numpy.ndarray) or value.dtype != numpy.float32:
+    numpy: Any = sys.modules.get("numpy")  # whoever has an array has imported it
+    given: Any = value
+    if numpy is None or not isinstance(given, numpy.ndarray) or given.dtype != numpy.float32:
         return None
     floats = array("f")
-    floats.frombytes(value.tobytes())
+    floats.frombytes(given.tobytes())
     return floats
 
 
 def _check_length(floats: "array[float]", field: str) -> None:
     """Refuse what is not finite, and what float32 cannot square."""
-    if (numpy := sys.modules.get("numpy")) is not None:  # a tenth of the time that Python's own loops take
+    numpy: Any = sys.modules.get("numpy")
+    if numpy is not None:  # a fifth of the time that Python's own loops take
         numbers = numpy.frombuffer(floats, dtype=numpy.float32)
         largest = float(numpy.maximum.reduce(numpy.absolute(numbers)))
     else:
         # Sums of float32 cannot overflow a double, so one sum tells whether any is NaN or infinite.
-        largest = max(max(floats), -min(floats)) if math.isfinite(sum(floats)) else math.nan
+        largest = max(*floats, -min(floats)) if math.isfinite(sum(floats)) else math.nan
     if _SMALLEST <= largest <= _LARGEST:
         return
     if not math.isfinite(largest):

@@ -120,6 +120,6 @@ async def _transacted(session: ScopedSession) -> AsyncGenerator[ScopedSession]:
             ) from exc
     finally:
         if sync.in_transaction():
-            await session.__aexit__(None, None, None)  # shielded from a cancellation: the connection has to be given back
+            await session.__aexit__(None, None, None)  # shielded, for the connection has to be given back
         else:
             sync.close()  # nothing is sent
