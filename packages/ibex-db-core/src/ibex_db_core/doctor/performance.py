@@ -240,7 +240,7 @@ def _check_sight(audit: Audit) -> Iterator[Finding]:
         yield finding(
             "activity-hidden",
             f"login {row.login}",
-            "the server hides other logins' transactions and statements from it, so slow statements and old transactions "
+            "the server hides other logins' transactions and statements from it: old transactions and slow statements "
             "were not looked for",
             "-- by a superuser; or leave it out: --ignore activity-hidden",
             f"GRANT pg_monitor TO {row.quoted}",
