@@ -148,6 +148,15 @@ def test_another_loop_than_asyncios_is_refused_in_words(service: pytest.Pytester
     done.stdout.fnmatch_lines(["*runs on asyncio, and this test on trio*"])
 
 
+def test_a_test_that_two_plugins_want_is_refused_in_words(service: pytest.Pytester) -> None:
+    service.makepyfile(ANYIO + "async def test_it(ibex_db):\n    pass\n")
+
+    done = _run(service, *AUTO)
+
+    done.assert_outcomes(errors=1)
+    done.stdout.fnmatch_lines(["*pytest-asyncio's auto mode runs it*"])
+
+
 def test_a_test_without_a_loop_is_told_what_to_install(service: pytest.Pytester) -> None:
     service.makepyfile("def test_it(ibex_db):\n    pass\n")
 

@@ -45,7 +45,9 @@ def main(folder: Path) -> None:
     if done.returncode != 0:
         raise SystemExit("the upload failed; what was uploaded stays, and the same command goes on from there")
     if not uploaded:
-        raise SystemExit(f"{version} is on the index already, the same bytes: nothing was uploaded, and there is nothing to do")
+        raise SystemExit(
+            f"{version} is on the index already, the same bytes: nothing was uploaded, and there is nothing to do"
+        )
     print(f"{version} is published: {uploaded} files")
 
 
