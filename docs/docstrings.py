@@ -1,8 +1,11 @@
 """What the site does to docstrings: ``Example:`` is run there, so it is code here; ``::`` needs no second colon."""
 
 import re
+from pathlib import Path
 
 import griffe
+
+DOCS = Path(__file__).resolve().parent
 
 
 class Examples(griffe.Extension):
@@ -12,4 +15,11 @@ class Examples(griffe.Extension):
         """Change the text of one docstring, before its sections are told apart."""
         if obj.docstring:
             text = re.sub(r"^Example:$", "Examples:", obj.docstring.value, flags=re.MULTILINE)
-            obj.docstring.value = re.sub(r"::$", ":", text, flags=re.MULTILINE)
+            text = re.sub(r"::$", ":", text, flags=re.MULTILINE)
+            obj.docstring.value = re.sub(r"\bdocs/([\w/-]+)\.md\b", _link, text)
+
+
+def _link(named: re.Match[str]) -> str:
+    """Lead to a page that a docstring names, from where the reference lies."""
+    page = named[1]
+    return f"[{page}](../{page}.md)" if (DOCS / f"{page}.md").is_file() else named[0]

@@ -10,7 +10,9 @@ import pytest
 from ibex_db_core.provisioning import Cluster
 from ibex_db_core.testing import URL_VARIABLE
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "how-to" / "test-a-service.md"
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "how-to" / "test-a-service.md"
+EXAMPLE = ROOT / "examples" / "fastapi_service.py"
 
 pytest_plugins = ["pytester"]
 
@@ -89,7 +91,9 @@ def test_the_pages_tests_run_as_written(service: pytest.Pytester) -> None:
     anyio = [block for block in blocks if "anyio" in block]
     service.makepyfile(**{f"test_{number}": block for number, block in enumerate(blocks) if block not in anyio})
 
-    _run(service, *AUTO).assert_outcomes(passed=2)
+    service.path.joinpath("service.py").write_text(EXAMPLE.read_text())
+
+    _run(service, *AUTO).assert_outcomes(passed=3)
 
     for path in service.path.glob("test_*.py"):
         path.unlink()
