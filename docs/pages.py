@@ -263,10 +263,8 @@ _TESTING = {
 
 
 def _testing() -> str:
-    parts = [
-        "# Testing\n\nThe fixtures of the extra `testing`, and their types. [Test a service](../how-to/test-a-service.md) "
-        "is how they are used.\n"
-    ]
+    told = "The fixtures of the extra `testing`, and their types; [how they are used](../how-to/test-a-service.md)."
+    parts = [f"# Testing\n\n{told}\n"]
     for module, names in _TESTING.items():
         parts.append(f"\n## {module}\n\n")
         parts += (f"::: {module}.{name}\n    options:\n      heading_level: 3\n\n" for name in names)
