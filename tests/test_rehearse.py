@@ -5,7 +5,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -38,7 +38,7 @@ def _environment() -> dict[str, str]:
 
 
 @contextmanager
-def _server(command: str, folder: Path) -> Iterator[None]:
+def _server(command: str, folder: Path) -> Generator[None]:
     printed = folder / "rehearsal.env"
     running = subprocess.Popen(["bash", "-c", f"exec {command}"], cwd=folder, env=_environment())  # noqa: S603, S607
     try:
