@@ -107,15 +107,19 @@ class EntityLoader:
         wanted = {name for name, attribute in expected.items() if not attribute.deferred}
         return wanted <= given <= expected.keys()
 
-    def load(self, session: Session, rows: Iterable[Sequence[Any]]) -> list[object]:
-        """Return the entity of each row: the session's own where it has it, a new one otherwise."""
+    def load(self, session: Session, rows: Iterable[Sequence[Any]]) -> list[object | None]:
+        """Return the entity of each row: the session's own where it has it, a new one otherwise; None where there is no row."""
         identity = session.identity_map
         present, weakly, session_id = cast("Any", identity)._dict, cast("Any", identity)._wr, session.hash_key
         keys, processors, identify, new_instance = self._keys, self._processors, self._identity, self._new_instance
         identity_class = self._identity_class
-        entities: list[object] = []
+        entities: list[object | None] = []
         for row in rows:
-            key = (identity_class, identify(row), None)
+            ident = identify(row)
+            if ident[0] is None:  # of an outer join that found none
+                entities.append(None)
+                continue
+            key = (identity_class, ident, None)
             if key in present and (found := identity.get(key)) is not None:
                 self._complete(found, row)
                 entities.append(found)
