@@ -108,7 +108,7 @@ class EntityLoader:
         return wanted <= given <= expected.keys()
 
     def load(self, session: Session, rows: Iterable[Sequence[Any]]) -> list[object | None]:
-        """Return the entity of each row: the session's own where it has it, a new one otherwise; None where there is no row."""
+        """Return the entity of each row: the session's own where it has it, else a new one; None where there is no row."""
         identity = session.identity_map
         present, weakly, session_id = cast("Any", identity)._dict, cast("Any", identity)._wr, session.hash_key
         keys, processors, identify, new_instance = self._keys, self._processors, self._identity, self._new_instance
