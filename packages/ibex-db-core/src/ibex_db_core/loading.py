@@ -108,9 +108,10 @@ class EntityLoader:
         return wanted <= given <= expected.keys()
 
     def load(self, session: Session, rows: Iterable[Sequence[Any]]) -> list[object | None]:
-        """Return the entity of each row: the session's own where it has it, else a new one; None where there is no row."""
+        """Return each row's entity: the session's own where it has it, else a new one; None where there is no row."""
         identity = session.identity_map
-        present, weakly, session_id = cast("Any", identity)._dict, cast("Any", identity)._wr, session.hash_key
+        present, weakly = cast("Any", identity)._dict, cast("Any", identity)._wr
+        session_id = session.hash_key
         keys, processors, identify, new_instance = self._keys, self._processors, self._identity, self._new_instance
         identity_class = self._identity_class
         entities: list[object | None] = []
