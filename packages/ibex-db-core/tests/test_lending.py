@@ -14,12 +14,14 @@ from wire import Wire
 from ibex_db_core import (
     ConflictError,
     Database,
+    EngineSettings,
     NotFoundError,
     ScopedSession,
     TenantError,
 )
 from ibex_db_core.lending import LendingPool, plain
 from ibex_db_core.tenant import SyncScopedSession
+from ibex_db_core.testing import TestDatabase
 
 
 def half(session: ScopedSession) -> SyncScopedSession:
@@ -313,6 +315,21 @@ async def test_a_backend_that_was_terminated_in_the_pool_is_replaced(
         assert (await Bots(session).get(ident)).id == ident
     async with warm.tenant(acme) as session:
         assert half(session).lease is not None
+
+
+async def test_a_connection_that_is_due_for_recycling_is_not_lent(
+    toy_database: TestDatabase, acme: UUID, add_bot: AddBot
+) -> None:
+    ident = await add_bot(acme)
+    pids: set[object] = set()
+
+    async with toy_database.connect(EngineSettings(pool_size=1, max_overflow=0, pool_recycle=0)) as database:
+        for _ in range(3):
+            async with database.tenant(acme) as session:
+                assert half(session).lease is None
+                assert (await Bots(session).get(ident)).id == ident
+                pids.update(await Bots(session).rows("SELECT pg_backend_pid()"))
+    assert len(pids) == 3
 
 
 async def test_a_session_that_is_over_refuses_verbs(warm: Database, acme: UUID, add_bot: AddBot) -> None:
