@@ -272,7 +272,7 @@ def _test(
     report.unlink(missing_ok=True)
     told = (f"--junitxml={report}",) if column else ()
     if suite == "together":
-        extras = ("ibex-db-core[cli,testing]", "ibex-db-memory[cli]", *TYPES, *SERVICE)
+        extras = ("ibex-db-core[cli,otel,testing]", "ibex-db-memory[cli]", *TYPES, *SERVICE)
         _install(session, WHEELS, *extras, versions=versions)
         session.run("python", "-c", PROOF, *WHEELS)
         at = {"IBEX_WHEELS": str(BUILT), **(env or {})}
@@ -289,7 +289,7 @@ def _test(
     with session.chdir(place):
         # Before the extras: what a wheel requires is enough to import it.
         session.run("python", "-c", PROOF, *installed)
-        extras = ("ibex-db-core[cli,testing]", *(["ibex-db-memory[cli]"] * (suite == WHEELS[-1])))
+        extras = ("ibex-db-core[cli,otel,testing]", *(["ibex-db-memory[cli]"] * (suite == WHEELS[-1])))
         _install(session, installed, *extras, versions=versions)
         session.run("python", "-c", PROOF, *installed)
         ours = ("-c", str(ROOT / "pyproject.toml"), "--rootdir", ".", "-o", f"pythonpath={place / 'tests'}")

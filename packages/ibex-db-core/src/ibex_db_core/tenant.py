@@ -6,7 +6,7 @@ With a signing key, BEGIN also carries the tenant's signature: see signing.py.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypeGuard, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar, cast
 from uuid import UUID
 
 import asyncpg
@@ -19,6 +19,9 @@ from ibex_db_core.base import OrgScoped
 from ibex_db_core.errors import DatabaseError, InvalidInputError, TenantError, TenantMismatchError, TenantMissingError
 from ibex_db_core.policies import SIGNATURE_SETTING, TENANT_SETTING
 from ibex_db_core.signing import ASK, Signer, key_of_environment, set_signature
+
+if TYPE_CHECKING:
+    from ibex_db_core.telemetry.watch import Watch
 
 O = TypeVar("O")  # noqa: E741 - SQLAlchemy's own name for "an entity"
 
@@ -171,6 +174,9 @@ class ScopedSession(AsyncSession):
     """
 
     sync_session_class = SyncScopedSession
+
+    watch: "Watch | None" = None
+    """What its Database's telemetry tells of it; None: nothing."""
 
     @property
     def org_id(self) -> UUID | None:
