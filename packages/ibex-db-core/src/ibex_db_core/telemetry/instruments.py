@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 from weakref import WeakKeyDictionary, WeakSet
 
 from opentelemetry import metrics
@@ -60,17 +60,25 @@ METRICS: Mapping[str, Metric] = {
 }
 
 
+class Observed(Protocol):
+    """What tells a number when it is asked."""
+
+    def observe(self, metric: str) -> Iterable[Observation]:
+        """Return what a metric is now."""
+        ...
+
+
 class Gauges:
-    """What readers ask for: functions of every Database that is open, by metric."""
+    """What readers ask for: the pools of every Database that is open."""
 
     def __init__(self) -> None:
-        self._sources: WeakSet[Callable[[str], Iterable[Observation]]] = WeakSet()
+        self._sources: WeakSet[Observed] = WeakSet()
 
-    def add(self, source: Callable[[str], Iterable[Observation]]) -> None:
+    def add(self, source: Observed) -> None:
         """Ask this one too, for as long as somebody else holds it."""
         self._sources.add(source)
 
-    def discard(self, source: Callable[[str], Iterable[Observation]]) -> None:
+    def discard(self, source: Observed) -> None:
         """Ask it no more."""
         self._sources.discard(source)
 
@@ -78,7 +86,7 @@ class Gauges:
         """Return what a reader calls."""
 
         def observe(_options: CallbackOptions) -> Iterable[Observation]:
-            return [found for source in list(self._sources) for found in source(metric)]
+            return [found for source in list(self._sources) for found in source.observe(metric)]
 
         return observe
 

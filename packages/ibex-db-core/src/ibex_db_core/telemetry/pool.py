@@ -68,11 +68,11 @@ class WatchedPool:
         self._engine = engine
         event.listen(engine, "checkout", self._taken)
         event.listen(engine, "checkin", self._given_back)
-        self._instruments.gauges.add(self.observe)
+        self._instruments.gauges.add(self)
 
     def close(self) -> None:
         """Tell of it no more."""
-        self._instruments.gauges.discard(self.observe)
+        self._instruments.gauges.discard(self)
 
     def _taken(self, _connection: DBAPIConnection, entry: ConnectionPoolEntry, _proxy: PoolProxiedConnection) -> None:
         cast("dict[str, object]", entry.info)[_TAKEN] = perf_counter()
