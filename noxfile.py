@@ -284,7 +284,7 @@ def _test(
     place = pathlib.Path(session.create_tmp()).resolve()
     shutil.rmtree(place / "tests", ignore_errors=True)
     shutil.copytree(ROOT / "packages" / suite / "tests", place / "tests", ignore=shutil.ignore_patterns("__pycache__"))
-    for shared in ("docstrings.py", "wire.py"):  # core's, which the tests of other wheels import
+    for shared in ("docstrings.py", "listening.py", "wire.py"):  # core's, which the tests of other wheels import
         shutil.copy(ROOT / "packages" / WHEELS[0] / "tests" / shared, place / "tests")
     with session.chdir(place):
         # Before the extras: what a wheel requires is enough to import it.
