@@ -1,7 +1,7 @@
 """Tags on statements: what the server sees of who asked; and that neither a guard nor a prepared statement is lost."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from urllib.parse import unquote
@@ -20,7 +20,7 @@ from ibex_db_core.testing import TestDatabase
 
 
 @asynccontextmanager
-async def tagging_database(database: TestDatabase, tags: QueryTags) -> AsyncIterator[Database]:
+async def tagging_database(database: TestDatabase, tags: QueryTags) -> AsyncGenerator[Database]:
     async with database.connect(replace(ONE, query_tags=tags)) as opened:
         yield opened
 

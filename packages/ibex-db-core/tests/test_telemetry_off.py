@@ -14,7 +14,7 @@ Telemetry(recall_guard=0.5)
 redact("nothing")
 settings = EngineSettings(query_tags=QueryTags(always={"application": "billing"}))
 session = Database("postgresql://nobody@127.0.0.1:1/none", settings=settings).session_factory(uuid4())
-assert session.watch is None
+assert session.sync_session.watch is None
 print(*sorted(name for name in sys.modules if name.partition(".")[0] == "opentelemetry"))
 """
 

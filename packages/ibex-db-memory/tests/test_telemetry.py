@@ -1,6 +1,6 @@
 """Telemetry of memories: how searches were answered, what was known already, and how good the index is."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 
 import pytest
@@ -26,7 +26,7 @@ def ear() -> Ear:
 @asynccontextmanager
 async def working(
     database: TestDatabase, ear: Ear, home: Home, *, recall_guard: float = 0.0
-) -> AsyncIterator[ScopedSession]:
+) -> AsyncGenerator[ScopedSession]:
     """A unit of work of a service that tells the ear everything."""
     telemetry = Telemetry(tracer_provider=ear.tracers, meter_provider=ear.meters, recall_guard=recall_guard)
     async with database.connect(telemetry=telemetry) as opened, opened.tenant(home.org_id) as session:

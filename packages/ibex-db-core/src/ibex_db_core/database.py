@@ -272,8 +272,7 @@ class Database:
         engine = await self._engines.platform()
         role = OWN_ROLE if self._engines.addresses.platform is not None else f"SET LOCAL ROLE {PLATFORM_ROLE}"
         session = ScopedSession(engine, expire_on_commit=False, close_resets_only=False)
-        session.watch = self._engines.watch
-        scope(session, None, f"{role}; {self._engines.settings.each_transaction}")
+        scope(session, None, f"{role}; {self._engines.settings.each_transaction}", self._engines.watch)
         async with transaction(self._engines, session) as opened:
             yield opened
 
@@ -290,8 +289,12 @@ class Database:
         session = ScopedSession(engine, expire_on_commit=False, close_resets_only=False)
         role = f"SET LOCAL ROLE {APP_ROLE}" if self._engines.step_down else OWN_ROLE
         only = "SET TRANSACTION READ ONLY; " if read_only else ""
-        session.watch = self._engines.watch
-        scope(session, org_id, f"{only}{set_tenant(org_id)}; {role}; {self._engines.settings.each_transaction}")
+        scope(
+            session,
+            org_id,
+            f"{only}{set_tenant(org_id)}; {role}; {self._engines.settings.each_transaction}",
+            self._engines.watch,
+        )
         return session
 
     async def run(

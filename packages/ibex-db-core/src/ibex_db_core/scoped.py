@@ -24,7 +24,7 @@ from ibex_db_core import validation
 from ibex_db_core.base import Base
 from ibex_db_core.errors import InvalidInputError, NotFoundError, TenantMismatchError, TenantMissingError
 from ibex_db_core.pages import Order
-from ibex_db_core.tenant import SCOPED, Guard, ScopedSession
+from ibex_db_core.tenant import SCOPED, Guard, ScopedSession, watch_of
 from ibex_db_core.translation import name_of, translated
 
 if TYPE_CHECKING:
@@ -64,8 +64,8 @@ class Scoped(Generic[T]):
                 if org_id is not None and org_id != session.org_id:
                     raise TenantMismatchError(session.org_id, org_id, "repository")
                 org_id = session.org_id
-            if session.watch is not None:
-                session.watch.repository(self)
+            if (watch := watch_of(session)) is not None:
+                watch.repository(self)
         elif org_id is None:
             raise TenantMissingError(
                 f"{type(self).__name__} on a plain AsyncSession needs org_id: {type(self).__name__}(session, org_id)"

@@ -126,6 +126,8 @@ class SyncScopedSession(Session):
 
     org_id: UUID | None = None
     settings: str | None = None
+    watch: "Watch | None" = None
+    """What its Database's telemetry tells of it; None: nothing."""
 
     def get(self, entity: Any, ident: Any, **options: Any) -> Any:
         """Load by key; the bare id stands for (org_id, id)."""
@@ -175,17 +177,19 @@ class ScopedSession(AsyncSession):
 
     sync_session_class = SyncScopedSession
 
-    watch: "Watch | None" = None
-    """What its Database's telemetry tells of it; None: nothing."""
-
     @property
     def org_id(self) -> UUID | None:
         """The organization; None in a cross-tenant session."""
         return cast("SyncScopedSession", self.sync_session).org_id
 
 
-def scope(session: ScopedSession, org_id: UUID | None, settings: str) -> None:
-    """Bind a fresh session to an organization, and to what its BEGIN carries.
+def watch_of(session: ScopedSession) -> "Watch | None":
+    """Return what its Database's telemetry tells of a session; None: nothing."""
+    return cast("SyncScopedSession", session.sync_session).watch
+
+
+def scope(session: ScopedSession, org_id: UUID | None, settings: str, watch: "Watch | None" = None) -> None:
+    """Bind a fresh session to an organization, to what its BEGIN carries, and to what is told of it.
 
     Raises:
         TenantMismatchError: it is bound already; its identity map would hand one tenant's objects to the other.
@@ -195,6 +199,7 @@ def scope(session: ScopedSession, org_id: UUID | None, settings: str) -> None:
         raise TenantMismatchError(sync.org_id, org_id, "binding")
     sync.org_id = org_id
     sync.settings = settings
+    sync.watch = watch
 
 
 @event.listens_for(SyncScopedSession, "after_begin")

@@ -18,7 +18,7 @@ from ibex_db_core.errors import (
     TransientError,
 )
 from ibex_db_core.replicas import Replicas
-from ibex_db_core.tenant import ScopedSession
+from ibex_db_core.tenant import ScopedSession, watch_of
 from ibex_db_core.translation import translated
 
 if TYPE_CHECKING:
@@ -115,9 +115,10 @@ def _retry(exc: Exception) -> bool | float:
 def _watched(
     session: ScopedSession, *, read_only: bool, replica: bool = False
 ) -> AbstractAsyncContextManager[ScopedSession]:
-    if session.watch is None:
+    watch = watch_of(session)
+    if watch is None:
         return _transacted(session, None)
-    return _seen(session, session.watch.unit(session, read_only=read_only, replica=replica))
+    return _seen(session, watch.unit(session, read_only=read_only, replica=replica))
 
 
 @asynccontextmanager

@@ -8,6 +8,7 @@ outcomes: never a value that a user gave or a row holds.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import singledispatch
+from typing import cast
 
 from ibex_db_core.base import Base
 from ibex_db_core.errors import IbexError
@@ -78,12 +79,12 @@ def _rows(result: Sequence[object], verb: Verb) -> Seen:  # noqa: ARG001
 
 @seen.register
 def _page(result: Page, verb: Verb) -> Seen:  # type: ignore[type-arg]  # noqa: ARG001 - dispatch takes the bare class
-    return Seen(rows=len(result.items))
+    return Seen(rows=len(cast("Sequence[object]", result.items)))
 
 
 @seen.register
-def _mapping(result: dict, verb: Verb) -> Seen:  # type: ignore[type-arg]  # noqa: ARG001 - dispatch takes the bare class
-    return Seen(rows=len(result))
+def _mapping(result: dict, verb: Verb) -> Seen:  # type: ignore[type-arg]  # noqa: ARG001
+    return Seen(rows=len(cast("dict[object, object]", result)))
 
 
 def kind_of(exc: BaseException) -> str:

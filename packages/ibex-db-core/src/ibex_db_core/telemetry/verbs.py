@@ -11,6 +11,8 @@ from functools import wraps
 from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakKeyDictionary
 
+from ibex_db_core.tenant import ScopedSession, watch_of
+
 if TYPE_CHECKING:
     from ibex_db_core.scoped import Scoped
     from ibex_db_core.telemetry.watch import Watch
@@ -70,7 +72,7 @@ def _wrapped(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         with watch.call(self, name, limit, kwargs) as call:
             result = await run(self, *args, **kwargs)
             call.returned(result)
-        if (check := self._checks.get(name)) is not None:
+        if (check := cast("Any", self)._checks.get(name)) is not None:
             await check(self, watch, result, kwargs)
         return result
 
@@ -78,4 +80,4 @@ def _wrapped(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _watch(repository: "Scoped[Any]") -> "Watch":
-    return cast("Watch", getattr(repository.session, "watch"))  # noqa: B009 - of a ScopedSession, which it is
+    return cast("Watch", watch_of(cast("ScopedSession", repository.session)))  # it would not be watched else

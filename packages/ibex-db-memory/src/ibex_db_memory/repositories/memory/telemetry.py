@@ -1,7 +1,7 @@
 """What telemetry is told of memories: how searches were answered, what was known already, how good the index is."""
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, Any, cast
 
 from ibex_db_core.errors import IbexError
 from ibex_db_core.telemetry.facts import Fact, Measure, Seen, Verb, seen
@@ -78,10 +78,11 @@ async def guard_recall(repository: Finding, watch: "Watch", found: Hits, argumen
     """
     if found.plan.exact or not watch.guards_recall():
         return
+    search = cast("Callable[..., Awaitable[Hits]]", repository.search)  # with the same arguments, whatever they were
     with watch.aside("ibex recall guard") as span:
         try:
             async with repository.session.begin_nested():
-                truth = await repository.search(**{**arguments, "exact": True, "explain": False})
+                truth = await search(**{**arguments, "exact": True, "explain": False})
         except IbexError as exc:
             watch.failed(span, exc)
             return
