@@ -5,7 +5,7 @@ costs nothing.
 """
 
 import inspect
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from functools import wraps
 from typing import TYPE_CHECKING, Any, cast
@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 from ibex_db_core.tenant import ScopedSession, watch_of
 
 if TYPE_CHECKING:
-    from ibex_db_core.scoped import Scoped
+    from ibex_db_core.scoped import Check, Scoped
     from ibex_db_core.telemetry.watch import Watch
 
 __all__ = ["watched"]
@@ -30,10 +30,14 @@ def watched(cls: "type[Scoped[Any]]") -> "type[Scoped[Any]]":
     """Return the class with every public coroutine and async generator watched; the same one each time."""
     found = cls if hasattr(cls, _MARK) else _made.get(cls)
     if found is None:
-        wrapped = {name: _wrapped(name, function) for name, function in _verbs(cls)}
+        wrapped = {name: _wrapped(name, function, _checks_of(cls)) for name, function in _verbs(cls)}
         named = {_MARK: True, "__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
         found = _made[cls] = type(cls.__name__, (cls,), {**named, **wrapped})
     return found
+
+
+def _checks_of(cls: "type[Scoped[Any]]") -> "Mapping[str, Check]":
+    return cast("Mapping[str, Check]", inspect.getattr_static(cls, "_checks"))
 
 
 def _verbs(cls: type) -> list[tuple[str, Callable[..., Any]]]:
@@ -44,7 +48,7 @@ def _verbs(cls: type) -> list[tuple[str, Callable[..., Any]]]:
     ]
 
 
-def _wrapped(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+def _wrapped(name: str, function: Callable[..., Any], checks: "Mapping[str, Check]") -> Callable[..., Any]:
     parameters = inspect.signature(function).parameters
     limit = cast("int | None", parameters["limit"].default) if "limit" in parameters else None
 
@@ -72,7 +76,7 @@ def _wrapped(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         with watch.call(self, name, limit, kwargs) as call:
             result = await run(self, *args, **kwargs)
             call.returned(result)
-        if (check := cast("Any", self)._checks.get(name)) is not None:
+        if (check := checks.get(name)) is not None:
             await check(self, watch, result, kwargs)
         return result
 
