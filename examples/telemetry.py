@@ -66,7 +66,7 @@ def tree(spans: tuple[ReadableSpan, ...], under: int | None = None, depth: int =
     found: list[tuple[ReadableSpan, int]] = []
     for span in sorted(spans, key=lambda one: one.start_time or 0):
         if (span.parent.span_id if span.parent else None) == under:
-            found += [(span, depth), *tree(spans, span.get_span_context().span_id, depth + 1)]
+            found += [(span, depth), *tree(spans, span.context.span_id if span.context else 0, depth + 1)]
     return found
 
 

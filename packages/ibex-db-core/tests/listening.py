@@ -44,7 +44,7 @@ class Ear:
         for span in self.spans:
             if (span.parent.span_id if span.parent else None) == under:
                 told.append(span.name)
-                if inside := self.tree(span.get_span_context().span_id):
+                if inside := self.tree(span.context.span_id if span.context else 0):
                     told.append(inside)
         return told
 

@@ -79,7 +79,7 @@ def _rows(result: Sequence[object], verb: Verb) -> Seen:  # noqa: ARG001
 
 @seen.register
 def _page(result: Page, verb: Verb) -> Seen:  # type: ignore[type-arg]  # noqa: ARG001 - dispatch takes the bare class
-    return Seen(rows=len(cast("Sequence[object]", result.items)))
+    return Seen(rows=len(cast("Page[object]", result).items))
 
 
 @seen.register
