@@ -98,7 +98,7 @@ async def test_down_to_nothing_and_up_again_is_the_same_schema(ibex_db: Database
     assert set(TABLES) <= _tables(before)
 
     async with ibex_db.migrator() as migrator:
-        await migrator.downgrade("base")
+        await migrator.downgrade("base", allow_destructive=True)
         assert not set(TABLES) & _tables(await _snapshot(owner))
         await migrator.upgrade()
 
