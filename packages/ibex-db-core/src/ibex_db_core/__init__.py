@@ -19,6 +19,7 @@ from ibex_db_core.errors import (
     ConnectionLostError,
     DatabaseError,
     DeadlockError,
+    DestructiveMigrationError,
     EmbeddedPostgresError,
     ForeignKeyError,
     IbexError,
@@ -26,6 +27,7 @@ from ibex_db_core.errors import (
     InvalidInputError,
     InvalidTokenError,
     LockTimeoutError,
+    MigrationBlockedError,
     MigrationError,
     NotFoundError,
     NotLoadedError,
@@ -42,7 +44,7 @@ from ibex_db_core.errors import (
     UnsafeRoleError,
 )
 from ibex_db_core.identity import TokenIdentity, TokenKind
-from ibex_db_core.migrations import Migrator, Revision, Signing
+from ibex_db_core.migrations import Migrator, Plan, PlannedRevision, PlannedStatement, Revision, Signing, TableLock
 from ibex_db_core.pages import Page
 from ibex_db_core.replicas import ReplicaStatus
 from ibex_db_core.repository import BaseRepository
@@ -63,6 +65,7 @@ __all__ = [
     "Database",
     "DatabaseError",
     "DeadlockError",
+    "DestructiveMigrationError",
     "EmbeddedPostgresError",
     "EngineSettings",
     "ForeignKeyError",
@@ -73,12 +76,16 @@ __all__ = [
     "InvalidTokenError",
     "JsonObject",
     "LockTimeoutError",
+    "MigrationBlockedError",
     "MigrationError",
     "Migrator",
     "NotFoundError",
     "NotLoadedError",
     "OrgScoped",
     "Page",
+    "Plan",
+    "PlannedRevision",
+    "PlannedStatement",
     "PoolExhaustedError",
     "ReplicaStatus",
     "Revision",
@@ -91,6 +98,7 @@ __all__ = [
     "SoftDeleted",
     "StatementTimeoutError",
     "SteppedRepository",
+    "TableLock",
     "TenantError",
     "TenantMismatchError",
     "TenantMissingError",

@@ -155,13 +155,13 @@ def downgrade(
             lost = asyncio.run(losses())
             _confirm(f"Downgrade {where(url)} to {revision}? {_told(lost)}")
             allowed = True  # what goes has just been read out
-        return work(allowed)
+        return work(allowed=allowed)
 
     async def losses() -> list[str]:
         async with connect(url) as database, database.migrator() as migrator:
             return await migrator.losses(revision, down=True)
 
-    async def work(allowed: bool) -> Downgraded:
+    async def work(*, allowed: bool) -> Downgraded:
         with output.progress(f"downgrading {where(url)}") as told, _steps(told):
             async with connect(url) as database, database.migrator() as migrator:
                 before = await migrator.current()

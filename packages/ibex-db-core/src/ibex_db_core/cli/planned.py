@@ -54,10 +54,7 @@ def _revision(one: PlannedRevision, *, down: bool) -> Iterator[RenderableType]:
     if one.locks:
         yield table(
             ("Lock on a table that is there", "Mode", "Keeps waiting", "Rows"),
-            (
-                (lock.table, lock.mode, Text(lock.blocks, _STYLES[lock.blocks]), _rows(lock.rows))
-                for lock in one.locks
-            ),
+            ((lock.table, lock.mode, Text(lock.blocks, _STYLES[lock.blocks]), _rows(lock.rows)) for lock in one.locks),
         )
     else:
         yield Text("No lock on a table that is there.", style="green")

@@ -50,7 +50,7 @@ async def move(
     pid = int(await connection.scalar(text("SELECT pg_backend_pid()")) or 0)
     await connection.rollback()
     for step in steps:
-        await _patiently(engine, connection, pid, script, step, patience, allow_destructive=allow_destructive)
+        await _patiently(engine, connection, pid, script, step, patience=patience, allow_destructive=allow_destructive)
     after = await connection.run_sync(runner.applied)
     return [one for one in runner.revisions(after) if one.applied and one.id not in before]
 
@@ -61,8 +61,8 @@ async def _patiently(
     pid: int,
     script: ScriptDirectory,
     step: RevisionStep,
-    patience: Patience,
     *,
+    patience: Patience,
     allow_destructive: bool,
 ) -> None:
     """Take one step, again while it gets no lock; between two tries it holds nothing, so nobody queues behind it."""

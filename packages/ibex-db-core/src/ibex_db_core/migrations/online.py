@@ -51,17 +51,17 @@ def create_index(name: str, table: str, definition: str, *, unique: bool = False
     """
     _check(name=name, table=table, schema=schema)
     kind = "UNIQUE INDEX" if unique else "INDEX"
-    with _alone() as connection:
+    with _alone(f"{schema}.{table}") as connection:
         if connection is None:
             _offline(f"CREATE {kind} {name} ON {schema}.{table} {definition}")
             return
         parts = _partitions(connection, schema, table)
         if parts is None:
-            _build(connection, kind, schema, name, table, definition)
+            _build(connection, kind, name, table, definition, schema=schema)
             return
         built = {part: _of_partition(name, table, part) for part in parts}
         for part, index in built.items():
-            _build(connection, kind, schema, index, part, definition)
+            _build(connection, kind, index, part, definition, schema=schema)
         if _state(connection, schema, name, table) is None:
             _run(connection, f"CREATE {kind} {name} ON ONLY {schema}.{table} {definition}")
         attached = set(_attached(connection, schema, name))
@@ -80,7 +80,7 @@ def drop_index(name: str, *, schema: str = SCHEMA) -> None:
         InvalidInputError: a name that would need quotes.
     """
     _check(name=name, schema=schema)
-    with _alone() as connection:
+    with _alone(f"{schema}.{name}") as connection:
         if connection is None:
             _offline(f"DROP INDEX IF EXISTS {schema}.{name}")
             return
@@ -104,7 +104,7 @@ def add_constraint(name: str, table: str, definition: str, *, schema: str = SCHE
         MigrationError: no such table; a row breaks the rule, and then it stays NOT VALID: it holds for new rows.
     """
     _check(name=name, table=table, schema=schema)
-    with _alone() as connection:
+    with _alone(f"{schema}.{table}") as connection:
         if connection is None:
             _offline(f"ALTER TABLE {schema}.{table} ADD CONSTRAINT {name} {definition}")
             return
@@ -126,7 +126,7 @@ def set_not_null(table: str, column: str, *, schema: str = SCHEMA) -> None:
     _check(table=table, column=column, schema=schema)
     rule = f"{table}_{column}_not_null_check"[:_LONGEST]
     add_constraint(rule, table, f"CHECK ({column} IS NOT NULL)", schema=schema)
-    with _alone() as connection:
+    with _alone(f"{schema}.{table}") as connection:
         for statement in (
             f"ALTER TABLE {schema}.{table} ALTER COLUMN {column} SET NOT NULL",
             f"ALTER TABLE {schema}.{table} DROP CONSTRAINT {rule}",
@@ -139,9 +139,11 @@ def set_not_null(table: str, column: str, *, schema: str = SCHEMA) -> None:
 
 # -- one statement at a time
 
+_OWNER = text("SELECT quote_ident(pg_get_userbyid(relowner)) FROM pg_catalog.pg_class WHERE oid = to_regclass(:name)")
+
 
 @contextmanager
-def _alone() -> Generator[Connection | None]:
+def _alone(relation: str) -> Generator[Connection | None]:
     """Give a connection on which each statement commits by itself, as the owner; None where SQL is only printed."""
     from alembic import op
 
@@ -151,7 +153,9 @@ def _alone() -> Generator[Connection | None]:
         return
     with context.autocommit_block():
         connection = op.get_bind()
-        _run(connection, f"SET ROLE {OWNER_ROLE}")
+        owner = connection.scalar(_OWNER, {"name": relation})
+        if owner is not None:
+            _run(connection, f"SET ROLE {owner}")
         try:
             yield connection
         finally:
@@ -182,7 +186,7 @@ def _run(connection: Connection, statement: str, *, patient: bool = False) -> No
             connection.execute(text("SELECT set_config('lock_timeout', :limit, false)"), {"limit": limit})
 
 
-def _build(connection: Connection, kind: str, schema: str, name: str, table: str, definition: str) -> None:
+def _build(connection: Connection, kind: str, name: str, table: str, definition: str, *, schema: str) -> None:
     """Build one index concurrently, unless it is there and whole."""
     state = _state(connection, schema, name, table)
     if state is False:
@@ -208,7 +212,9 @@ def _of_partition(name: str, table: str, partition: str) -> str:
 
 def _partitions(connection: Connection, schema: str, table: str) -> list[str] | None:
     """Return a partitioned table's partitions; None for a plain one."""
-    query = text("SELECT relkind = 'p' FROM pg_catalog.pg_class WHERE oid = to_regclass(:name) AND relkind IN ('r', 'p')")
+    query = text(
+        "SELECT relkind = 'p' FROM pg_catalog.pg_class WHERE oid = to_regclass(:name) AND relkind IN ('r', 'p')"
+    )
     partitioned = connection.scalar(query, {"name": f"{schema}.{table}"})
     if partitioned is None:
         raise MigrationError(f"there is no table {schema}.{table}: a revision before this one has to make it")
@@ -222,7 +228,9 @@ def _partitions(connection: Connection, schema: str, table: str) -> list[str] | 
         {"name": f"{schema}.{table}"},
     ).all()
     if any(part.nested for part in parts):
-        raise MigrationError(f"{schema}.{table} has partitions that are partitioned or foreign: build their indexes one by one")
+        raise MigrationError(
+            f"{schema}.{table} has partitions that are partitioned or foreign: build their indexes one by one"
+        )
     return [part.name for part in parts]
 
 

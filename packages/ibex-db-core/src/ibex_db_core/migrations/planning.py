@@ -1,4 +1,4 @@
-"""The dry run: revisions run for true on a throw-away copy of the schema, and the server there is asked what they did."""
+"""The dry run: revisions run for true on a throw-away copy of the schema, whose server is asked what they did."""
 
 import asyncio
 import re
@@ -47,7 +47,7 @@ async def plan(engine: AsyncEngine, revision: str, *, down: bool, scratch: str |
     async with engine.connect() as live:
         if strangers := await live.run_sync(runner.strangers):
             raise MigrationError(
-                f"the database is at {', '.join(strangers)}, which no installed wheel has: install the version that does"
+                f"the database is at {', '.join(strangers)}, which no installed wheel has: install one that does"
             )
         heads, steps = await live.run_sync(lambda one: runner.pending(one, script, revision, down=down))
         async with _alone():
@@ -102,8 +102,8 @@ async def _copy(scratch: str | None) -> AsyncGenerator[AsyncEngine]:
     except EmbeddedPostgresError as exc:
         raise ConfigurationError(
             "a dry run needs a server to run the revisions on, and never uses the live one: install "
-            "ibex-db-core[embedded], or name one with --scratch (in Python: scratch=), as a superuser, best of the live "
-            f"server's version. The embedded one: {exc}"
+            "ibex-db-core[embedded], or name one with --scratch (in Python: scratch=), as a superuser, best of the "
+            f"live server's version. The embedded one: {exc}"
         ) from exc
     try:
         async with _database(Cluster.of(server)) as engine:
@@ -143,10 +143,10 @@ _BEFORE = text("""
 """)
 # The counters of this transaction; what came before it may still be among them, so two readings are compared.
 _NOW = """
-    SELECT c.oid, c.relfilenode, pg_stat_get_xact_numscans(c.oid) AS scans,
-           ARRAY(SELECT l.mode FROM pg_catalog.pg_locks l WHERE l.pid = pg_backend_pid() AND l.relation = c.oid
+    SELECT t.oid, c.relfilenode, pg_stat_get_xact_numscans(t.oid) AS scans,
+           ARRAY(SELECT l.mode FROM pg_catalog.pg_locks l WHERE l.pid = pg_backend_pid() AND l.relation = t.oid
                     AND l.locktype = 'relation' AND l.granted) AS modes
-      FROM pg_catalog.pg_class c WHERE c.oid = ANY ('{{{oids}}}'::oid[])
+      FROM unnest('{{{oids}}}'::oid[]) t (oid) LEFT JOIN pg_catalog.pg_class c ON c.oid = t.oid
 """
 
 _OUTSIDE = re.compile(r"\bCONCURRENTLY\b|\bVALIDATE\s+CONSTRAINT\b", re.IGNORECASE)
@@ -186,7 +186,7 @@ class _Observer:
             rewrites, scans, locks = set[str](), set[str](), dict[str, str]()
             for row in self._now(connection):
                 name = self._names[row.oid]
-                if row.relfilenode != self._nodes[row.oid]:
+                if row.relfilenode not in {None, self._nodes[row.oid]}:  # one that is gone is not rewritten
                     rewrites.add(name)
                     self._nodes[row.oid] = row.relfilenode
                 if row.scans > self._scans.get(row.oid, 0):
@@ -222,7 +222,8 @@ class _Observer:
 
 # What is ours around a revision's own statements.
 _SILENT = re.compile(
-    r"\s*SELECT\s(?:\s*(?:pg_catalog\.)?(?:set_config|to_reg|EXISTS)|.*\bFROM\s+pg_catalog\.)", re.IGNORECASE | re.DOTALL
+    r"\s*SELECT\s(?:\s*(?:pg_catalog\.)?(?:set_config|to_reg|EXISTS)|.*\bFROM\s+pg_catalog\.)",
+    re.IGNORECASE | re.DOTALL,
 )
 _READS = re.compile(r"\bCREATE\b.*\bINDEX\s+CONCURRENTLY\b|\bVALIDATE\s+CONSTRAINT\b", re.IGNORECASE | re.DOTALL)
 

@@ -132,7 +132,8 @@ def pending(
     context = MigrationContext.configure(connection, opts={"version_table_schema": SCHEMA})
     heads = context.get_current_heads()
     connection.rollback()  # reading began a transaction; Alembic wants to begin its own
-    find = cast("Any", script)._downgrade_revs if down else cast("Any", script)._upgrade_revs
+    # What alembic.command calls: the public verbs run what they find at once.
+    find: Any = getattr(script, "_downgrade_revs" if down else "_upgrade_revs")
     try:
         return heads, list(find(revision, heads))
     except CommandError as exc:
@@ -206,7 +207,9 @@ def statements(script: ScriptDirectory, steps: Iterable[RevisionStep], heads: tu
 
 
 # Alembic's own words of a script: its transactions, and its table.
-_BOOKKEEPING = re.compile(r"^\s*(?:BEGIN|COMMIT)\s*;?\s*$|(?:INTO|UPDATE|FROM|TABLE)\s+ibex_core\.alembic_version", re.I)
+_BOOKKEEPING = re.compile(
+    r"^\s*(?:BEGIN|COMMIT)\s*;?\s*$|(?:INTO|UPDATE|FROM|TABLE)\s+ibex_core\.alembic_version", re.IGNORECASE
+)
 
 
 class _Pieces(io.StringIO):

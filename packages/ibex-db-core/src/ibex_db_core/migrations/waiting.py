@@ -50,7 +50,9 @@ class Holder:
         since = f", in its transaction for {self.seconds:.1f} s" if self.seconds is not None else ""
         state = self.state or "state hidden: GRANT pg_read_all_stats to see it"
         query = f": {' '.join(self.query.split())}" if self.query and not self.query.startswith("<") else ""
-        return f"pid {self.pid} ({self.application or 'no application_name'}, login {self.login}, {state}{since}){query}"
+        return (
+            f"pid {self.pid} ({self.application or 'no application_name'}, login {self.login}, {state}{since}){query}"
+        )
 
 
 @dataclass
