@@ -137,7 +137,9 @@ class Migrator:
     async def _move(self, revision: str, patience: Patience, *, down: bool, allow_destructive: bool) -> list[Revision]:
         from ibex_db_core.migrations import moving
 
-        async with self._exclusive() as connection:
+        if not down and await self._is_at(revision):
+            return []  # no reason to wait for whoever else is at work on the schema
+        async with self.exclusive() as connection:
             return await moving.move(
                 self._engine, connection, revision, patience, down=down, allow_destructive=allow_destructive
             )
@@ -223,13 +225,29 @@ class Migrator:
 
         return runner.sql(revision)
 
+    async def _is_at(self, revision: str) -> bool:
+        from ibex_db_core.migrations import runner
+
+        async with self._engine.connect() as connection:
+            heads, steps = await connection.run_sync(lambda live: runner.pending(live, runner.history(), revision))
+        return bool(heads) and not steps
+
     async def _locked(self, run: Callable[[Connection], T]) -> T:
-        async with self._exclusive() as connection:
+        async with self.exclusive() as connection:
             return await connection.run_sync(run)
 
     @asynccontextmanager
-    async def _exclusive(self) -> AsyncGenerator[AsyncConnection]:
-        """Give a connection once nobody else migrates this database, or with Alembic in this process."""
+    async def connection(self) -> AsyncGenerator[AsyncConnection]:
+        """Give a connection of the owner's login, for looking."""
+        async with self._engine.connect() as connection:
+            yield connection
+
+    @asynccontextmanager
+    async def exclusive(self) -> AsyncGenerator[AsyncConnection]:
+        """Give a connection of the owner's login once nobody else migrates this database, and keep others waiting.
+
+        For procedures on the schema that are no revision; an upgrade that finds every revision applied does not wait.
+        """
         async with self._engine.connect() as connection:
             # Asked again and again, not waited for: who waits in a statement has a snapshot, and CREATE INDEX
             # CONCURRENTLY waits for every older one; the two would be a deadlock.

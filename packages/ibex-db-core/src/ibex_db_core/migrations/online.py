@@ -26,7 +26,7 @@ from ibex_db_core.base import SCHEMA
 from ibex_db_core.errors import InvalidInputError, MigrationError
 from ibex_db_core.policies import OWNER_ROLE
 
-__all__ = ["add_constraint", "create_index", "drop_index", "set_not_null"]
+__all__ = ["add_constraint", "build", "create_index", "drop_index", "set_not_null"]
 
 _NAME = re.compile(r"[a-z_][a-z0-9_]{0,62}")
 _LONGEST = 63
@@ -50,24 +50,11 @@ def create_index(name: str, table: str, definition: str, *, unique: bool = False
         MigrationError: no such table, or an index of that name is on another one.
     """
     _check(name=name, table=table, schema=schema)
-    kind = "UNIQUE INDEX" if unique else "INDEX"
     with _alone(f"{schema}.{table}") as connection:
         if connection is None:
-            _offline(f"CREATE {kind} {name} ON {schema}.{table} {definition}")
+            _offline(f"CREATE {'UNIQUE ' if unique else ''}INDEX {name} ON {schema}.{table} {definition}")
             return
-        parts = _partitions(connection, schema, table)
-        if parts is None:
-            _build(connection, kind, name, table, definition, schema=schema)
-            return
-        built = {part: _of_partition(name, table, part) for part in parts}
-        for part, index in built.items():
-            _build(connection, kind, index, part, definition, schema=schema)
-        if _state(connection, schema, name, table) is None:
-            _run(connection, f"CREATE {kind} {name} ON ONLY {schema}.{table} {definition}")
-        attached = set(_attached(connection, schema, name))
-        for index in built.values():
-            if index not in attached:
-                _run(connection, f"ALTER INDEX {schema}.{name} ATTACH PARTITION {schema}.{index}")
+        build(connection, name, table, definition, unique=unique, schema=schema)
 
 
 def drop_index(name: str, *, schema: str = SCHEMA) -> None:
@@ -135,6 +122,30 @@ def set_not_null(table: str, column: str, *, schema: str = SCHEMA) -> None:
                 _offline(statement)
             else:
                 _run(connection, statement)
+
+
+def build(
+    connection: Connection, name: str, table: str, definition: str, *, unique: bool = False, schema: str = SCHEMA
+) -> None:
+    """As create_index(), on a connection whose statements commit by themselves: for procedures that are no revision.
+
+    Raises:
+        MigrationError: no such table, or an index of that name is on another one.
+    """
+    kind = "UNIQUE INDEX" if unique else "INDEX"
+    parts = _partitions(connection, schema, table)
+    if parts is None:
+        _build(connection, kind, name, table, definition, schema=schema)
+        return
+    built = {part: _of_partition(name, table, part) for part in parts}
+    for part, index in built.items():
+        _build(connection, kind, index, part, definition, schema=schema)
+    if _state(connection, schema, name, table) is None:
+        _run(connection, f"CREATE {kind} {name} ON ONLY {schema}.{table} {definition}")
+    attached = set(_attached(connection, schema, name))
+    for index in built.values():
+        if index not in attached:
+            _run(connection, f"ALTER INDEX {schema}.{name} ATTACH PARTITION {schema}.{index}")
 
 
 # -- one statement at a time

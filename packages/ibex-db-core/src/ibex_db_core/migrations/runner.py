@@ -2,11 +2,12 @@
 
 import copy
 import io
+import logging
 import re
 import threading
 import warnings
-from collections.abc import Callable, Collection, Iterable, Mapping
-from contextlib import redirect_stdout, suppress
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping
+from contextlib import contextmanager, redirect_stdout, suppress
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, cast
@@ -191,6 +192,7 @@ def statements(script: ScriptDirectory, steps: Iterable[RevisionStep], heads: tu
         return quiet
 
     with (
+        _unsaid(),
         redirect_stdout(output),
         EnvironmentContext(config, script, fn=those, as_sql=True, starting_rev=cast("Any", heads or None)),
     ):
@@ -210,6 +212,17 @@ def statements(script: ScriptDirectory, steps: Iterable[RevisionStep], heads: tu
 _BOOKKEEPING = re.compile(
     r"^\s*(?:BEGIN|COMMIT)\s*;?\s*$|(?:INTO|UPDATE|FROM|TABLE)\s+ibex_core\.alembic_version", re.IGNORECASE
 )
+
+
+@contextmanager
+def _unsaid() -> Generator[None]:
+    """Keep Alembic from logging steps that nobody takes."""
+    log = logging.getLogger("alembic.runtime.migration")
+    before, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = before
 
 
 class _Pieces(io.StringIO):
