@@ -12,10 +12,10 @@ from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
+from catalog_snapshot import snapshot
+from live_load import Load, organizations
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
-from test_live_upgrade import Load, _organizations
-from test_migrations import _snapshot
 
 from ibex_db import Database, EngineSettings, InvalidInputError, MigrationError
 from ibex_db_core.provisioning import Cluster
@@ -60,6 +60,10 @@ def _engine(url: str) -> AsyncEngine:
     return create_async_engine(url.replace("postgresql://", "postgresql+asyncpg://"))
 
 
+def _hash(words: str) -> str:
+    return hashlib.sha256(words.encode()).hexdigest()
+
+
 async def _fill(db: Database, orgs: list[tuple[UUID, UUID]], rows: int) -> None:
     for org, agent in orgs:
         async with db.tenant(org) as session:
@@ -80,8 +84,8 @@ async def _fill(db: Database, orgs: list[tuple[UUID, UUID]], rows: int) -> None:
                 ),
                 values,
             )
-            tag = "INSERT INTO ibex_core.memory_tags (org_id, memory_id, tag) SELECT org_id, id, 'kept' FROM ibex_core.memories"
-            await session.execute(text(tag))
+            insert = "INSERT INTO ibex_core.memory_tags (org_id, memory_id, tag) "
+            await session.execute(text(f"{insert} SELECT org_id, id, 'kept' FROM ibex_core.memories"))
             await session.execute(
                 text(
                     "UPDATE ibex_core.memories m SET superseded_by = (SELECT n.id FROM ibex_core.memories n "
@@ -94,7 +98,8 @@ async def _fill(db: Database, orgs: list[tuple[UUID, UUID]], rows: int) -> None:
 # All that services read of it, whatever lies where.
 _EVERYTHING = """
     SELECT md5(string_agg(t, '' ORDER BY t COLLATE "C")) FROM (
-        SELECT 'm' || m::text AS t FROM ibex_core.memories m UNION ALL SELECT 'v' || v::text FROM ibex_core.memory_versions v
+        SELECT 'm' || m::text AS t FROM ibex_core.memories m
+        UNION ALL SELECT 'v' || v::text FROM ibex_core.memory_versions v
         UNION ALL SELECT 't' || g::text FROM ibex_core.memory_tags g) all_rows
 """
 
@@ -105,7 +110,7 @@ async def test_it_ends_as_if_the_table_had_been_made_so_with_every_row_in_it(
 ) -> None:
     url, db = await made(before)
     meant, _ = await made(after)
-    await _fill(db, await _organizations(db), 40)
+    await _fill(db, await organizations(db), 40)
     rows = await _asked(url, _EVERYTHING)
     said: list[str] = []
 
@@ -118,7 +123,7 @@ async def test_it_ends_as_if_the_table_had_been_made_so_with_every_row_in_it(
     assert await _asked(url, _LEFT) == []
     assert any(line.startswith("copied 120 of") for line in said)
     one, other = _engine(url), _engine(meant)
-    there, wanted = await _snapshot(one), await _snapshot(other)
+    there, wanted = await snapshot(one), await snapshot(other)
     await one.dispose()
     await other.dispose()
     # memory_vectors has as many as memories had when it was made, and keeps them.
@@ -132,7 +137,7 @@ _OF_THE_SERVER = {"server-settings", "login-superuser"}
 
 async def test_readers_and_writers_go_on_and_no_acknowledged_write_is_lost(made: Made) -> None:
     url, db = await made(3)
-    load = Load(db, await _organizations(db), memories=True)
+    load = Load(db, await organizations(db), memories=True)
 
     async with load.running(), db.migrator() as migrator:
         await repartition(migrator, 6, batch=20)
@@ -147,7 +152,7 @@ async def test_what_is_changed_and_deleted_meanwhile_is_so_in_the_copy(
     made: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url, db = await made(3)
-    orgs = await _organizations(db, 1)
+    orgs = await organizations(db, 1)
     ((org, _agent),) = orgs
     await _fill(db, orgs, 30)
     verify = partitioning._verify
@@ -173,7 +178,7 @@ async def test_what_is_changed_and_deleted_meanwhile_is_so_in_the_copy(
 
 async def test_a_copy_that_differs_is_never_taken(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     url, db = await made(3)
-    await _fill(db, await _organizations(db, 1), 10)
+    await _fill(db, await organizations(db, 1), 10)
     verify = partitioning._verify
 
     async def damage_and_verify(connection: Any) -> None:
@@ -197,7 +202,7 @@ _STAGES = ("making", "copied", "building memories_embedding", "comparing", "taki
 @pytest.mark.parametrize("stage", _STAGES)
 async def test_killed_in_any_stage_the_next_run_goes_on(made: Made, stage: str) -> None:
     url, db = await made(2)
-    orgs = await _organizations(db)
+    orgs = await organizations(db)
     await _fill(db, orgs, 30)
     rows = await _asked(url, _EVERYTHING)
     command = [
@@ -254,7 +259,7 @@ async def test_another_number_must_wait_and_bad_ones_are_refused(made: Made, mon
 
 async def test_no_tenant_sees_the_copy(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     url, db = await made(2)
-    orgs = await _organizations(db, 2)
+    orgs = await organizations(db, 2)
     await _fill(db, orgs, 5)
 
     async def stop(*_: object) -> None:

@@ -40,8 +40,8 @@ COPY = (
 )
 
 _KEYS = """
-    SELECT quote_ident(k.conname) AS name, pg_get_constraintdef(k.oid) AS definition, k.conrelid::regclass::text AS table,
-           c.relkind = 'p' AS partitioned
+    SELECT quote_ident(k.conname) AS name, pg_get_constraintdef(k.oid) AS definition,
+           k.conrelid::regclass::text AS table, c.relkind = 'p' AS partitioned
       FROM pg_catalog.pg_constraint k JOIN pg_catalog.pg_class c ON c.oid = k.conrelid
      WHERE k.contype = 'f' AND k.conparentid = 0 AND {which} ORDER BY k.conname
 """
@@ -111,7 +111,12 @@ COMPARE = f"""
            (SELECT count(*) AS rows, sum(hashtextextended(t::text, 0)::numeric) AS hash FROM {NEXT} t) n
 """
 
-# Policies, grants and triggers, as statements; their text names the table, which the copy is by the time they run.
+TRIGGERS = f"""
+    SELECT t.tgname::text AS name, pg_get_triggerdef(t.oid) AS statement FROM pg_catalog.pg_trigger t
+     WHERE t.tgrelid = {_MEMORIES} AND NOT t.tgisinternal ORDER BY 1
+"""
+
+# Policies and grants, as statements; their text names the table, which the copy is by the time they run.
 AROUND = f"""
     SELECT format('ALTER TABLE {TABLE} FORCE ROW LEVEL SECURITY') AS statement
     UNION ALL
@@ -120,17 +125,17 @@ AROUND = f"""
            || COALESCE(' USING (' || p.qual || ')', '') || COALESCE(' WITH CHECK (' || p.with_check || ')', '')
       FROM pg_catalog.pg_policies p WHERE p.schemaname = 'ibex_core' AND p.tablename = 'memories'
     UNION ALL
-    SELECT format('GRANT %s ON {TABLE} TO %s', string_agg(a.privilege_type, ', '), quote_ident(pg_get_userbyid(a.grantee)))
-      FROM pg_catalog.pg_class c, aclexplode(c.relacl) a
-     WHERE c.oid = {_MEMORIES} AND a.grantee <> c.relowner AND a.grantee <> 0 GROUP BY a.grantee
+    (SELECT format('GRANT %s ON {TABLE} TO %s', string_agg(a.privilege_type, ', '),
+                quote_ident(pg_get_userbyid(a.grantee)))
+       FROM pg_catalog.pg_class c,
+            aclexplode(c.relacl) WITH ORDINALITY a (grantor, grantee, privilege_type, is_grantable, number)
+      WHERE c.oid = {_MEMORIES} AND a.grantee <> c.relowner AND a.grantee <> 0
+      GROUP BY a.grantee ORDER BY min(a.number))
     UNION ALL
     SELECT format('GRANT %s (%s) ON {TABLE} TO %s', a.privilege_type, string_agg(quote_ident(t.attname), ', '),
                quote_ident(pg_get_userbyid(a.grantee)))
       FROM pg_catalog.pg_attribute t, aclexplode(t.attacl) a
      WHERE t.attrelid = {_MEMORIES} AND t.attnum > 0 AND NOT t.attisdropped GROUP BY a.privilege_type, a.grantee
-    UNION ALL
-    SELECT pg_get_triggerdef(t.oid) FROM pg_catalog.pg_trigger t
-     WHERE t.tgrelid = {_MEMORIES} AND NOT t.tgisinternal
 """
 
 # A partition's index is named after its parent, plus _pNN: what a duplicate is reported under.

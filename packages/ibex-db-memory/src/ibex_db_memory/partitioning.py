@@ -10,6 +10,7 @@ import random
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 from uuid import UUID
 
@@ -20,6 +21,7 @@ from ibex_db_core.errors import DeadlockError, InvalidInputError, LockTimeoutErr
 from ibex_db_core.migrations import Migrator, online
 from ibex_db_core.policies import APP_ROLE, OWNER_ROLE, PLATFORM_ROLE, SEARCH_ROLE
 from ibex_db_memory import _partition_sql as sql
+from ibex_db_memory.models._guards import MEMORIES
 
 __all__ = ["MOST_PARTITIONS", "RepartitionStatus", "abandon_repartition", "repartition", "repartition_status"]
 
@@ -242,15 +244,11 @@ async def _index(connection: AsyncConnection, patience: float, say: Tell) -> Non
     await connection.rollback()
     for index in indexes:
         say(f"building {index.name}")
-        unique, definition = bool(index.unique), "USING " + index.definition.split(" USING ", 1)[1]
-        name = f"next_{index.name}"
-
-        async def build(name: str = name, definition: str = definition, unique: bool = unique) -> None:  # noqa: FBT001
-            await _outside(
-                connection, lambda live: online.build(live, name, "memories_next", definition, unique=unique)
-            )
-
-        await _patiently(patience, build)
+        definition = "USING " + index.definition.split(" USING ", 1)[1]
+        build = partial(
+            online.build, name=f"next_{index.name}", table="memories_next", definition=definition, unique=index.unique
+        )
+        await _patiently(patience, partial(_outside, connection, build))
     await _outside(connection, lambda live: live.exec_driver_sql(f"ANALYZE {sql.NEXT}"))
 
 
@@ -288,6 +286,9 @@ async def _swap(connection: AsyncConnection) -> None:
         await _run(connection, f"LOCK TABLE {', '.join([sql.TABLE, sql.NEXT, *children])} IN ACCESS EXCLUSIVE MODE")
         await _run(connection, *sql.NO_MIRROR)
         around = [row.statement for row in await _all(connection, sql.AROUND)]
+        # Ours as the models say them: the catalog's own words, said again, come out as others with the same meaning.
+        meant = {trigger.name: trigger.create() for trigger in MEMORIES.triggers}
+        around += [meant.get(row.name, row.statement) for row in await _all(connection, sql.TRIGGERS)]
         incoming = await _all(connection, sql.INCOMING)
         itself = await _all(connection, sql.ITSELF)
         for key in incoming:
