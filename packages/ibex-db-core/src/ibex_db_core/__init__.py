@@ -44,7 +44,7 @@ from ibex_db_core.errors import (
     UnsafeRoleError,
 )
 from ibex_db_core.identity import TokenIdentity, TokenKind
-from ibex_db_core.migrations import Migrator, Plan, PlannedRevision, PlannedStatement, Revision, Signing, TableLock
+from ibex_db_core.migrations import Migrator, MigrationPlan, PlannedRevision, PlannedStatement, Revision, Signing, TableLock
 from ibex_db_core.pages import Page
 from ibex_db_core.replicas import ReplicaStatus
 from ibex_db_core.repository import BaseRepository
@@ -83,7 +83,7 @@ __all__ = [
     "NotLoadedError",
     "OrgScoped",
     "Page",
-    "Plan",
+    "MigrationPlan",
     "PlannedRevision",
     "PlannedStatement",
     "PoolExhaustedError",

@@ -14,7 +14,7 @@ from functools import partial
 from typing import TypeVar
 from uuid import UUID
 
-from sqlalchemy import Row, text
+from sqlalchemy import Connection, Row, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ibex_db_core.errors import DeadlockError, InvalidInputError, LockTimeoutError, MigrationError
@@ -249,10 +249,10 @@ async def _index(connection: AsyncConnection, patience: float, say: Tell) -> Non
             online.build, name=f"next_{index.name}", table="memories_next", definition=definition, unique=index.unique
         )
         await _patiently(patience, partial(_outside, connection, build))
-    await _outside(connection, lambda live: live.exec_driver_sql(f"ANALYZE {sql.NEXT}"))
+    await _outside(connection, partial(_execute, statement=f"ANALYZE {sql.NEXT}"))
 
 
-async def _outside(connection: AsyncConnection, work: Callable[..., object]) -> None:
+async def _outside(connection: AsyncConnection, work: Callable[[Connection], None]) -> None:
     """Run statements that no transaction may hold, as the owner."""
     await connection.execution_options(isolation_level="AUTOCOMMIT")
     try:
@@ -307,13 +307,13 @@ async def _validate(connection: AsyncConnection, say: Tell) -> None:
     await connection.rollback()
     for key in unvalidated:
         say(f"validating {key.name}")
-        # Waits behind nobody who matters: it keeps neither readers nor writers.
-        await _outside(
-            connection,
-            lambda live, key=key: live.exec_driver_sql(  # type: ignore[misc]
-                f"ALTER TABLE {key.table} VALIDATE CONSTRAINT {key.name}"
-            ),
-        )
+        # It keeps neither readers nor writers waiting.
+        statement = f"ALTER TABLE {key.table} VALIDATE CONSTRAINT {key.name}"
+        await _outside(connection, partial(_execute, statement=statement))
+
+
+def _execute(connection: Connection, statement: str) -> None:
+    connection.exec_driver_sql(statement)
 
 
 async def _abandon(connection: AsyncConnection) -> None:

@@ -8,7 +8,7 @@ from rich.text import Text
 
 from ibex_db_core.cli.options import connect, where
 from ibex_db_core.console import Output, Result, table
-from ibex_db_core.migrations import Plan, PlannedRevision
+from ibex_db_core.migrations import MigrationPlan, PlannedRevision
 
 __all__ = ["Planned", "planned"]
 
@@ -19,7 +19,7 @@ _STYLES = {"reads and writes": "bold red", "writes": "yellow", "nobody": "green"
 class Planned(Result):
     """What a migration would do."""
 
-    plan: Plan
+    plan: MigrationPlan
     down: bool
 
     def facts(self) -> object:
@@ -77,7 +77,7 @@ def _rows(rows: int | None) -> str:
 
 
 async def planned(output: Output, url: str | None, revision: str, *, down: bool, scratch: str | None) -> Planned:
-    """Plan a migration of the database that the options name."""
+    """MigrationPlan a migration of the database that the options name."""
     with output.progress(f"planning for {where(url)}, on a copy of its schema"):
         async with connect(url) as database, database.migrator() as migrator:
             return Planned(await migrator.plan(revision, down=down, scratch=scratch), down)

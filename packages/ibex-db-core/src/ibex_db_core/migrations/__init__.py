@@ -2,13 +2,13 @@
 
 from ibex_db_core.migrations import online
 from ibex_db_core.migrations.migrator import Migrator
-from ibex_db_core.migrations.plans import Plan, PlannedRevision, PlannedStatement, TableLock
+from ibex_db_core.migrations.plans import MigrationPlan, PlannedRevision, PlannedStatement, TableLock
 from ibex_db_core.migrations.signing import Signing
 from ibex_db_core.migrations.wheels import Revision, metadata, newest
 
 __all__ = [
     "Migrator",
-    "Plan",
+    "MigrationPlan",
     "PlannedRevision",
     "PlannedStatement",
     "Revision",

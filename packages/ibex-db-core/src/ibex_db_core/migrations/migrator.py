@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from ibex_db_core.errors import InvalidInputError
 from ibex_db_core.migrations import signing
-from ibex_db_core.migrations.plans import ATTEMPTS, LOCK_TIMEOUT, Patience, Plan
+from ibex_db_core.migrations.plans import ATTEMPTS, LOCK_TIMEOUT, Patience, MigrationPlan
 from ibex_db_core.migrations.wheels import Revision, metadata
 from ibex_db_core.signing import SigningKey
 
@@ -103,7 +103,7 @@ class Migrator:
         patience = Patience(lock_timeout, attempts)
         await self._move(revision, patience, down=True, allow_destructive=allow_destructive)
 
-    async def plan(self, revision: str = "heads", *, down: bool = False, scratch: str | None = None) -> Plan:
+    async def plan(self, revision: str = "heads", *, down: bool = False, scratch: str | None = None) -> MigrationPlan:
         """Return what an upgrade would do now, or a downgrade: SQL, locks, rewrites, scans and losses; does nothing.
 
         The revisions run on a throw-away copy of the schema, in their own transactions, and the server is asked

@@ -290,4 +290,4 @@ def _is_valid(connection: Connection, schema: str, table: str, name: str) -> boo
     query = text(
         "SELECT convalidated FROM pg_catalog.pg_constraint WHERE conrelid = to_regclass(:table) AND conname = :name"
     )
-    return connection.scalar(query, {"table": f"{schema}.{table}", "name": name})
+    return cast("bool | None", connection.scalar(query, {"table": f"{schema}.{table}", "name": name}))

@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from ibex_db_core.engine import EngineSettings, create_engine
 from ibex_db_core.errors import ConfigurationError, EmbeddedPostgresError, MigrationError
 from ibex_db_core.migrations import moving, runner
-from ibex_db_core.migrations.plans import MODES, Plan, PlannedRevision, PlannedStatement, TableLock
+from ibex_db_core.migrations.plans import MODES, MigrationPlan, PlannedRevision, PlannedStatement, TableLock
 from ibex_db_core.migrations.waiting import Holder
 from ibex_db_core.provisioning import Cluster
 from ibex_db_core.url import parse
@@ -41,7 +41,7 @@ _IN_THE_WAY = text("""
 """)
 
 
-async def plan(engine: AsyncEngine, revision: str, *, down: bool, scratch: str | None) -> Plan:
+async def plan(engine: AsyncEngine, revision: str, *, down: bool, scratch: str | None) -> MigrationPlan:
     """Return what the way to a revision does; see Migrator.plan."""
     script = runner.history()
     async with engine.connect() as live:
@@ -56,7 +56,7 @@ async def plan(engine: AsyncEngine, revision: str, *, down: bool, scratch: str |
         version = str(await live.scalar(text("SHOW server_version")))
         await live.rollback()
         if not steps:
-            return Plan((), version, version, ())
+            return MigrationPlan((), version, version, ())
         async with _copy(scratch) as copied, copied.connect() as connection, _alone():
             examined = str(await connection.scalar(text("SHOW server_version")))
             await connection.rollback()
@@ -73,7 +73,7 @@ async def plan(engine: AsyncEngine, revision: str, *, down: bool, scratch: str |
             str(Holder(row.pid, row.login, row.application, row.state, row.seconds, row.query))
             for row in await live.execute(_IN_THE_WAY, {"tables": tables})
         ]
-    return Plan(tuple(planned), examined, version, tuple(in_the_way))
+    return MigrationPlan(tuple(planned), examined, version, tuple(in_the_way))
 
 
 @asynccontextmanager
