@@ -44,7 +44,15 @@ from ibex_db_core.errors import (
     UnsafeRoleError,
 )
 from ibex_db_core.identity import TokenIdentity, TokenKind
-from ibex_db_core.migrations import Migrator, MigrationPlan, PlannedRevision, PlannedStatement, Revision, Signing, TableLock
+from ibex_db_core.migrations import (
+    MigrationPlan,
+    Migrator,
+    PlannedRevision,
+    PlannedStatement,
+    Revision,
+    Signing,
+    TableLock,
+)
 from ibex_db_core.pages import Page
 from ibex_db_core.replicas import ReplicaStatus
 from ibex_db_core.repository import BaseRepository
@@ -78,12 +86,12 @@ __all__ = [
     "LockTimeoutError",
     "MigrationBlockedError",
     "MigrationError",
+    "MigrationPlan",
     "Migrator",
     "NotFoundError",
     "NotLoadedError",
     "OrgScoped",
     "Page",
-    "MigrationPlan",
     "PlannedRevision",
     "PlannedStatement",
     "PoolExhaustedError",

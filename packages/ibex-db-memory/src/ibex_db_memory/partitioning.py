@@ -113,7 +113,7 @@ async def repartition(
             await _verify(connection)
             say("taking over")
             await _patiently(patience, lambda: _swap(connection))
-        await _validate(connection, say)
+        await _validate(connection, patience, say)
         return await _status(connection)
 
 
@@ -249,7 +249,8 @@ async def _index(connection: AsyncConnection, patience: float, say: Tell) -> Non
             online.build, name=f"next_{index.name}", table="memories_next", definition=definition, unique=index.unique
         )
         await _patiently(patience, partial(_outside, connection, build))
-    await _outside(connection, partial(_execute, statement=f"ANALYZE {sql.NEXT}"))
+    analyze = partial(_execute, statement=f"ANALYZE {sql.NEXT}")
+    await _patiently(patience, partial(_outside, connection, analyze))
 
 
 async def _outside(connection: AsyncConnection, work: Callable[[Connection], None]) -> None:
@@ -302,14 +303,14 @@ async def _swap(connection: AsyncConnection) -> None:
             await _run(connection, f"ALTER TABLE {key.table} ADD CONSTRAINT {key.name} {key.definition}{later}")
 
 
-async def _validate(connection: AsyncConnection, say: Tell) -> None:
+async def _validate(connection: AsyncConnection, patience: float, say: Tell) -> None:
     unvalidated = await _all(connection, sql.UNVALIDATED)
     await connection.rollback()
     for key in unvalidated:
         say(f"validating {key.name}")
         # It keeps neither readers nor writers waiting.
         statement = f"ALTER TABLE {key.table} VALIDATE CONSTRAINT {key.name}"
-        await _outside(connection, partial(_execute, statement=statement))
+        await _patiently(patience, partial(_outside, connection, partial(_execute, statement=statement)))
 
 
 def _execute(connection: Connection, statement: str) -> None:

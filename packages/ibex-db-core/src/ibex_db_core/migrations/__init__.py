@@ -7,8 +7,8 @@ from ibex_db_core.migrations.signing import Signing
 from ibex_db_core.migrations.wheels import Revision, metadata, newest
 
 __all__ = [
-    "Migrator",
     "MigrationPlan",
+    "Migrator",
     "PlannedRevision",
     "PlannedStatement",
     "Revision",

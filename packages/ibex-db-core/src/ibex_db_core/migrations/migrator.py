@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from ibex_db_core.errors import InvalidInputError
 from ibex_db_core.migrations import signing
-from ibex_db_core.migrations.plans import ATTEMPTS, LOCK_TIMEOUT, Patience, MigrationPlan
+from ibex_db_core.migrations.plans import ATTEMPTS, LOCK_TIMEOUT, MigrationPlan, Patience
 from ibex_db_core.migrations.wheels import Revision, metadata
 from ibex_db_core.signing import SigningKey
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from ibex_db_core.errors import InvalidInputError
 
-__all__ = ["Patience", "MigrationPlan", "PlannedRevision", "PlannedStatement", "TableLock"]
+__all__ = ["MigrationPlan", "Patience", "PlannedRevision", "PlannedStatement", "TableLock"]
 
 LOCK_TIMEOUT = 2.0
 """Seconds: whoever comes after a migration that queues, queues behind it, so this is how long a service may stand."""
