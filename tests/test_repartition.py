@@ -68,13 +68,7 @@ async def _fill(db: Database, orgs: list[tuple[UUID, UUID]], rows: int) -> None:
     for org, agent in orgs:
         async with db.tenant(org) as session:
             values = [
-                {
-                    "org": org,
-                    "agent": agent,
-                    "mark": f"{org}-{n}",
-                    "hash": hashlib.sha256(f"{org}{n}".encode()).hexdigest(),
-                }
-                for n in range(rows)
+                {"org": org, "agent": agent, "mark": f"{org}-{n}", "hash": _hash(f"{org}{n}")} for n in range(rows)
             ]
             await session.execute(
                 text(
@@ -155,7 +149,7 @@ async def test_what_is_changed_and_deleted_meanwhile_is_so_in_the_copy(
     orgs = await organizations(db, 1)
     ((org, _agent),) = orgs
     await _fill(db, orgs, 30)
-    verify = partitioning._verify
+    verify: Callable[[Any], Awaitable[None]] = getattr(partitioning, "_verify")  # noqa: B009 - as monkeypatch names it
 
     async def meddle_and_verify(connection: Any) -> None:
         async with db.tenant(org) as session:
@@ -179,7 +173,7 @@ async def test_what_is_changed_and_deleted_meanwhile_is_so_in_the_copy(
 async def test_a_copy_that_differs_is_never_taken(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     url, db = await made(3)
     await _fill(db, await organizations(db, 1), 10)
-    verify = partitioning._verify
+    verify: Callable[[Any], Awaitable[None]] = getattr(partitioning, "_verify")  # noqa: B009 - as monkeypatch names it
 
     async def damage_and_verify(connection: Any) -> None:
         await _asked(url, "UPDATE ibex_core.memories_next SET retrieval_count = 1 WHERE content LIKE '%-4'")
@@ -247,9 +241,9 @@ async def test_another_number_must_wait_and_bad_ones_are_refused(made: Made, mon
 
     monkeypatch.setattr(partitioning, "_fill", stop)
     async with db.migrator() as migrator:
-        for given in ({"partitions": 0}, {"partitions": 1025}, {"partitions": 4, "batch": 0}):
+        for partitions, batch in ((0, 1), (1025, 1), (4, 0)):
             with pytest.raises(InvalidInputError):
-                await repartition(migrator, **given)
+                await repartition(migrator, partitions, batch=batch)
         with pytest.raises(MigrationError, match="ended"):
             await repartition(migrator, 4)
         with pytest.raises(MigrationError, match="a copy in 4 partitions is under way"):

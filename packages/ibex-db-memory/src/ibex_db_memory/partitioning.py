@@ -96,7 +96,7 @@ async def repartition(
         raise InvalidInputError("patience", patience, "must be a number of seconds, 0 or more")
     if pending := [one.id for one in await migrator.current() if not one.applied]:
         raise MigrationError(f"apply {', '.join(pending)} first: `ibex-db upgrade`")
-    say = tell or (lambda _said: None)
+    say = tell or _unsaid
     async with migrator.exclusive() as connection:
         found = await _status(connection)
         if found.copying_to not in {None, partitions}:
@@ -118,6 +118,10 @@ async def repartition(
 
 
 _MOST_ROWS = 100_000
+
+
+def _unsaid(_said: str) -> None:
+    """Tell nobody."""
 
 
 async def abandon_repartition(migrator: Migrator, *, patience: float = 600.0) -> bool:
