@@ -70,8 +70,9 @@ async def repartition(
 ) -> RepartitionStatus:
     """Lay memories into another number of partitions, while services read and write; again after a crash: go on.
 
-    Services wait only where the copy begins and where it takes over, each time for less than a second and, where
-    the table is not free, another time.  Writes cost about twice as much while it lasts.
+    Services wait only where the copy begins, for a moment, and where it takes over, for as long as the keys
+    superseded_by and merged_into, and those of memory_vectors, are read once.  Each write of a memory is made twice
+    while it lasts.
 
     Args:
         migrator: of the owner's login: ``async with db.migrator() as migrator``.
