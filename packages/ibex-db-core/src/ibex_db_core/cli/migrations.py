@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import re
 import sys
 import time
 from collections.abc import Callable, Coroutine, Generator, Sequence
@@ -303,6 +304,9 @@ def _count(revisions: Sequence[Revision]) -> str:
     return f"{len(revisions)} revision{'' if len(revisions) == 1 else 's'}"
 
 
+_MOVE = re.compile(r"Running (?P<verb>upgrade|downgrade) (?P<before>.*?) -> (?P<after>[^,]*),")
+
+
 @contextmanager
 def _steps(told: Callable[[str], None]) -> Generator[None]:
     """Tell each revision as it begins, which Alembic's log says, and each wait for a lock."""
@@ -310,8 +314,8 @@ def _steps(told: Callable[[str], None]) -> Generator[None]:
     class Steps(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             said = record.getMessage()
-            if said.startswith("Running "):
-                told(" ".join(said.removeprefix("Running ").replace(" -> ,", " -> base,").split()))
+            if moved := _MOVE.match(said):
+                told(f"applying {moved['after']}" if moved["verb"] == "upgrade" else f"taking back {moved['before']}")
             elif record.name == "ibex_db.migrations":
                 told(said)
 
