@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from textwrap import dedent
+from typing import Any
 
 import asyncpg
 import pytest
@@ -75,9 +76,9 @@ async def session(database: TestDatabase, name: str = "report") -> AsyncGenerato
         await connection.close()
 
 
-async def asked(database: TestDatabase, sql: str) -> list[asyncpg.Record]:
+async def asked(database: TestDatabase, sql: str) -> list[Any]:
     async with session(database) as connection:
-        found: list[asyncpg.Record] = await connection.fetch(sql)
+        found: list[Any] = await connection.fetch(sql)
     return found
 
 
