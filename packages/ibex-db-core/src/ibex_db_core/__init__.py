@@ -19,6 +19,7 @@ from ibex_db_core.errors import (
     ConnectionLostError,
     DatabaseError,
     DeadlockError,
+    DestructiveMigrationError,
     EmbeddedPostgresError,
     ForeignKeyError,
     IbexError,
@@ -26,6 +27,7 @@ from ibex_db_core.errors import (
     InvalidInputError,
     InvalidTokenError,
     LockTimeoutError,
+    MigrationBlockedError,
     MigrationError,
     NotFoundError,
     NotLoadedError,
@@ -42,7 +44,15 @@ from ibex_db_core.errors import (
     UnsafeRoleError,
 )
 from ibex_db_core.identity import TokenIdentity, TokenKind
-from ibex_db_core.migrations import Migrator, Revision, Signing
+from ibex_db_core.migrations import (
+    MigrationPlan,
+    Migrator,
+    PlannedRevision,
+    PlannedStatement,
+    Revision,
+    Signing,
+    TableLock,
+)
 from ibex_db_core.pages import Page
 from ibex_db_core.replicas import ReplicaStatus
 from ibex_db_core.repository import BaseRepository
@@ -64,6 +74,7 @@ __all__ = [
     "Database",
     "DatabaseError",
     "DeadlockError",
+    "DestructiveMigrationError",
     "EmbeddedPostgresError",
     "EngineSettings",
     "ForeignKeyError",
@@ -74,12 +85,16 @@ __all__ = [
     "InvalidTokenError",
     "JsonObject",
     "LockTimeoutError",
+    "MigrationBlockedError",
     "MigrationError",
+    "MigrationPlan",
     "Migrator",
     "NotFoundError",
     "NotLoadedError",
     "OrgScoped",
     "Page",
+    "PlannedRevision",
+    "PlannedStatement",
     "PoolExhaustedError",
     "QueryTags",
     "Redaction",
@@ -94,6 +109,7 @@ __all__ = [
     "SoftDeleted",
     "StatementTimeoutError",
     "SteppedRepository",
+    "TableLock",
     "Telemetry",
     "TenantError",
     "TenantMismatchError",

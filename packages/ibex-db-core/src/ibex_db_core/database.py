@@ -18,6 +18,7 @@ from ibex_db_core.engines import Addresses, Engines
 from ibex_db_core.errors import ConfigurationError, InvalidInputError
 from ibex_db_core.identity import Authenticator, TokenIdentity, load_authenticator
 from ibex_db_core.migrations import Migrator, Revision
+from ibex_db_core.migrations.plans import ATTEMPTS, LOCK_TIMEOUT
 from ibex_db_core.policies import APP_ROLE, PLATFORM_ROLE
 from ibex_db_core.replicas import ReplicaStatus, check_position
 from ibex_db_core.signing import KEY_VARIABLE, SigningKey
@@ -347,10 +348,19 @@ class Database:
 
     # -- schema
 
-    async def upgrade(self, revision: str = "heads") -> list[Revision]:
+    async def upgrade(
+        self,
+        revision: str = "heads",
+        *,
+        lock_timeout: float = LOCK_TIMEOUT,
+        attempts: int = ATTEMPTS,
+        allow_destructive: bool = False,
+    ) -> list[Revision]:
         """Bring the schema to the newest revision of every installed wheel; see Migrator.upgrade."""
         async with self.migrator() as migrator:
-            applied = await migrator.upgrade(revision)
+            applied = await migrator.upgrade(
+                revision, lock_timeout=lock_timeout, attempts=attempts, allow_destructive=allow_destructive
+            )
         await self._engines.forget_connections()
         return applied
 

@@ -101,8 +101,8 @@ class EngineSettings:
         )
 
     def for_migrations(self) -> "EngineSettings":
-        """One connection and no overflow, for a migration is one session's work; and no limit on how long it takes."""
-        return replace(self, pool_size=1, max_overflow=0, statement_timeout=0, lock_timeout=0, idle_timeout=0)
+        """A connection for one session's work, another to see who is in its way; no limit on how long it takes."""
+        return replace(self, pool_size=2, max_overflow=0, statement_timeout=0, lock_timeout=0, idle_timeout=0)
 
 
 Connect = Callable[[], Awaitable[asyncpg.Connection]]
