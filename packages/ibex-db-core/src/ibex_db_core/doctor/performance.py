@@ -252,10 +252,12 @@ def _check_transactions(audit: Audit, *, limits: Limits) -> Iterator[Finding]:
             )
 
 
+# Loaded at the server's start, or reading the view is an error.  shared_preload_libraries would say so, but only to
+# members of pg_read_all_settings; that its settings exist says the same to everybody.
 _WATCHED = """
     SELECT n.nspname FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace
      WHERE e.extname = 'pg_stat_statements'
-       AND current_setting('shared_preload_libraries') LIKE '%pg_stat_statements%'
+       AND EXISTS (SELECT FROM pg_settings WHERE name = 'pg_stat_statements.max')
 """
 
 
