@@ -84,6 +84,9 @@ _LOST = ("08", "57P", "25P03", "25P04", "53300")
 # 28: the server does not know this user or password; 3D: no such database.
 _REFUSED_LOGIN = ("28", "3D")
 
+# PROTOCOL_ERROR_CONSUME: asyncpg has read the server's last words (FATAL), and the end of the connection not yet.
+_SAID_FAREWELL = "another operation (2) is in progress"
+
 _SHOWN = 120
 
 # An index of a partition carries its parent's name and the partition's number.
@@ -117,12 +120,14 @@ def translate(exc: BaseException, parameters: Mapping[str, object] | None = None
         )
     if isinstance(exc, StaleDataError):
         return NotFoundError("row of this UPDATE or DELETE", "(changed or deleted by another transaction)")
-    if isinstance(exc, StatementError) and isinstance(exc.orig, InvalidInputError):
-        return exc.orig
+    if isinstance(exc, StatementError) and isinstance(exc.orig, IbexError):
+        return exc.orig  # a bad parameter, or a lost connection that could not be made anew
     if isinstance(exc, DBAPIError):
         adapted = exc.orig
         driver = getattr(adapted, "driver_exception", None) or getattr(adapted, "__cause__", None) or adapted
         return _from_driver(driver, parameters, broken=exc.connection_invalidated)
+    if isinstance(exc, asyncpg.InternalClientError):
+        return _from_inside(exc)
     if isinstance(exc, asyncpg.ClientConfigurationError):
         return ConfigurationError(f"the database URL asks for what the driver cannot do: {exc}")
     if isinstance(exc, InvalidRequestError) and "permanently closed" in str(exc):
@@ -140,6 +145,13 @@ def translate(exc: BaseException, parameters: Mapping[str, object] | None = None
     if isinstance(exc, (asyncpg.PostgresError, asyncpg.InterfaceError)):
         return _from_driver(exc, None)
     return None
+
+
+def _from_inside(exc: asyncpg.InternalClientError) -> IbexError:
+    """Tell what asyncpg says of its own state."""
+    if _SAID_FAREWELL in str(exc):
+        return ConnectionLostError("the connection broke (the server has ended it); what was not committed is gone")
+    return DatabaseError(f"the driver lost track of the connection: {exc}; it is not used again")
 
 
 def _from_driver(
