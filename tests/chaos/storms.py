@@ -12,11 +12,13 @@ from pathlib import Path
 import asyncpg
 from proxy import Proxy
 
-from ibex_db_core.embedded import EmbeddedPostgres
+from ibex_db_core.embedded import EmbeddedPostgres, postmaster
 from ibex_db_core.provisioning import PLATFORM_LOGIN, SERVICE_LOGIN
 
 _LOGINS = f"('{SERVICE_LOGIN}', '{PLATFORM_LOGIN}')"
 _BACKENDS = f"SELECT pid FROM pg_stat_activity WHERE usename IN {_LOGINS}"
+
+_BROKEN = (asyncpg.InterfaceError, asyncpg.InternalClientError)
 
 # Nothing is recovered here that took longer to write.
 _UP_AGAIN_SECONDS = 60.0
@@ -62,6 +64,7 @@ class Storm:
         while True:
             for fault in self.chance.sample(self._every, len(self._every)):
                 await asyncio.sleep(self.chance.uniform(0.5, 1.5) * min(pause, 1.5))
+                print(f"  {loop.time() - until + seconds:5.1f} s  {fault.__name__.replace('_', ' ')}")  # noqa: T201
                 await fault()
                 self.hit[fault.__name__.replace("_", " ")] += 1
                 if loop.time() > until and len(self.hit) == len(self._every):
@@ -83,12 +86,20 @@ class Storm:
     async def kill_the_server(self) -> None:
         """Kill the postmaster, and start another."""
         folder = Path(str((await self._ask("SHOW data_directory"))[0][0]))
-        os.kill(int((folder / "postmaster.pid").read_text().split()[0]), signal.SIGKILL)
+        pid = int((folder / "postmaster.pid").read_text().split()[0])
+        os.kill(pid, signal.SIGKILL)
+        while postmaster.pid(folder) == pid:  # noqa: ASYNC110 - the kernel takes a moment
+            await asyncio.sleep(0.005)
         await asyncio.to_thread(self.server.start)
 
     async def restart_the_server(self) -> None:
         """Stop it as a deployment does, and start it."""
-        assert await asyncio.to_thread(self.server.stop_and_wait), "somebody else uses the server"
+        home = self.server.home
+        import subprocess, time
+        t = time.monotonic()
+        if not await asyncio.to_thread(self.server.stop_and_wait):
+            print("IN USE", time.monotonic() - t, subprocess.run(f"ls -li {home}; cat /proc/locks; ps aux | grep -v ' \\[' | tail -60; cat {home}/server.json | head -c 300; tail -20 {home}/postgres.log", shell=True, capture_output=True, text=True).stdout)
+            raise AssertionError("somebody else uses the server")
         await asyncio.to_thread(self.server.start)
 
     async def cut_the_network(self) -> None:
@@ -127,12 +138,17 @@ class Storm:
         await self._ask(f"ALTER ROLE {SERVICE_LOGIN} CONNECTION LIMIT -1")
 
     async def _ask(self, query: str, *arguments: object) -> list[asyncpg.Record]:
-        admin = await self._admin()
-        try:
-            found: list[asyncpg.Record] = await admin.fetch(query, *arguments)
-        finally:
-            admin.terminate()
-        return found
+        """Ask as the superuser, again where the server just ends or recovers."""
+        while True:
+            admin = await self._admin()
+            try:
+                found: list[asyncpg.Record] = await admin.fetch(query, *arguments)
+            except (OSError, asyncpg.PostgresConnectionError, asyncpg.OperatorInterventionError, *_BROKEN):
+                await asyncio.sleep(0.1)
+            else:
+                return found
+            finally:
+                admin.terminate()
 
     async def _admin(self) -> asyncpg.Connection:
         """Connect as the superuser, who may have to wait for the server to recover from the fault before."""

@@ -153,7 +153,7 @@ class Sweeps:
                 f"CREATE INDEX CONCURRENTLY {_SCRATCH} ON ibex_core.memory_versions (org_id, created_at)"
             )
             await self.drop_scratch(admin)
-        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
             self.told[type(error).__name__] += 1
         finally:
             admin.terminate()
@@ -165,9 +165,15 @@ class Sweeps:
         await admin.execute(f"DROP INDEX CONCURRENTLY IF EXISTS ibex_core.{_SCRATCH}")
 
     async def settle(self) -> None:
-        """Bring every sweep to its end, once nothing breaks any more."""
-        await self._upgrade()
-        await self.expire()
+        """Bring every sweep to its end, once nothing breaks any more; the server may still be recovering."""
+        while True:
+            try:
+                await self._upgrade()
+                await self.expire()
+                break
+            except (*_EXPECTED, MigrationError) as error:
+                self.told[type(error).__name__] += 1
+                await asyncio.sleep(0.2)
         admin = await asyncpg.connect(self.admin_url)
         try:
             await self.drop_scratch(admin)

@@ -157,6 +157,8 @@ def _from_inside(exc: asyncpg.InternalClientError) -> IbexError:
 def _from_driver(
     driver: BaseException | None, parameters: Mapping[str, object] | None, *, broken: bool = False
 ) -> IbexError:
+    if isinstance(driver, asyncpg.InternalClientError):
+        return _from_inside(driver)
     state = cast("str | None", getattr(driver, "sqlstate", None))
     said = str(driver).splitlines()[0] if str(driver) else type(driver).__name__
     if state is None:
