@@ -94,12 +94,7 @@ class Storm:
 
     async def restart_the_server(self) -> None:
         """Stop it as a deployment does, and start it."""
-        home = self.server.home
-        import subprocess, time
-        t = time.monotonic()
-        if not await asyncio.to_thread(self.server.stop_and_wait):
-            print("IN USE", time.monotonic() - t, subprocess.run(f"ls -li {home}; cat /proc/locks; ps aux | grep -v ' \\[' | tail -60; cat {home}/server.json | head -c 300; tail -20 {home}/postgres.log", shell=True, capture_output=True, text=True).stdout)
-            raise AssertionError("somebody else uses the server")
+        assert await asyncio.to_thread(self.server.stop_and_wait), "somebody else uses the server"
         await asyncio.to_thread(self.server.start)
 
     async def cut_the_network(self) -> None:

@@ -151,8 +151,9 @@ async def left_after_closing(sea: Sea) -> dict[str, int]:
     return found
 
 
-def report(works: Works, sweeps: Sweeps, storm: Storm, books: list[Book]) -> None:
+def report(day: "Day") -> None:
     """Print what came to pass."""
+    works, sweeps, storm, books = day.works, day.sweeps, day.storm, day.books
     told: Counter[str] = works.told + sweeps.told
     erased = sum(book.erased for book in sweeps.doomed)
     print(f"  acknowledged writes: {sum(book.acknowledged for book in books):,} in {len(books)} organizations")  # noqa: T201
@@ -161,46 +162,146 @@ def report(works: Works, sweeps: Sweeps, storm: Storm, books: list[Book]) -> Non
         print(f"  {title}: " + ", ".join(f"{name} {count:,}" for name, count in sorted(counts.items())))  # noqa: T201
 
 
+@dataclass
+class Day:
+    """One run of everything, until it is over and swept."""
+
+    works: Works
+    sweeps: Sweeps
+    storm: Storm
+    books: list[Book]
+
+    @classmethod
+    async def over(cls, sea: Sea, seed: int, *, seconds: float, faults: bool = True) -> "Day":
+        """Work for so long, then heal.  Without faults: nothing but the works and one minute's peace."""
+        chance = random.Random(seed)  # noqa: S311 - the same chances again
+        works = Works(sea.routes, chance)
+        books = [await works.sign_up() for _ in range(ORGANIZATIONS)]
+        day = cls(
+            works,
+            Sweeps(sea.routes["straight"], works, sea.admin_url, books, chance),
+            Storm(sea.server, DATABASE, sea.network, PATIENCE, SETTINGS.lock_timeout, chance),
+            books,
+        )
+        stop = asyncio.Event()
+
+        async def work() -> None:
+            while not stop.is_set():
+                await works.any(chance.choice(books))
+
+        async with asyncio.timeout(seconds * 5 + 300), asyncio.TaskGroup() as tasks:
+            for _ in range(WRITERS):
+                tasks.create_task(work())
+            for sweep in day.sweeps.every() if faults else ():
+                tasks.create_task(day.sweeps.repeat(sweep, stop))
+            try:
+                await (day.storm.rage(seconds) if faults else asyncio.sleep(seconds))
+            finally:
+                sea.network.resume()
+                stop.set()
+        await day.sweeps.settle()
+        for db in sea.routes.values():
+            await heal(db, books)
+        return day
+
+    async def wrong(self, sea: Sea) -> list[str]:
+        """Hold everything against the books."""
+        admin = await asyncpg.connect(sea.admin_url)
+        try:
+            found = await settle(admin, [*self.books, *self.sweeps.doomed])
+        finally:
+            await admin.close()
+        for pool, backends, idle in await sea.ask(_LEFT):
+            if backends > SETTINGS.pool_size or idle:
+                found.append(f"{pool}: {backends} backends, {idle} of them in a transaction")
+        for route, db in sea.routes.items():
+            if lent := getattr(db.engine.pool, "checkedout")():  # noqa: B009 - of the pool that there is
+                found.append(f"{route}: {lent} connections were not given back")
+        doctor = (await sea.routes["straight"].doctor()).findings
+        return [*self.works.wrong, *self.sweeps.errors, *found, *(f"{one.code}: {one.object}" for one in doctor)]
+
+
 async def test_nothing_is_lost_and_nobody_sees_anothers_rows_whatever_breaks(sea: Sea) -> None:
     seed = int(os.environ.get("IBEX_CHAOS_SEED") or secrets.randbits(32))
     print(f"\nIBEX_CHAOS_SEED={seed} IBEX_CHAOS_SECONDS={SECONDS:g}, routes: {', '.join(sea.routes)}")  # noqa: T201
-    chance = random.Random(seed)  # noqa: S311 - the same chances again
-    works = Works(sea.routes, chance)
-    books = [await works.sign_up() for _ in range(ORGANIZATIONS)]
-    sweeps = Sweeps(sea.routes["straight"], works, sea.admin_url, books, chance)
-    storm = Storm(sea.server, DATABASE, sea.network, PATIENCE, SETTINGS.lock_timeout, chance)
-    stop = asyncio.Event()
 
-    async def work() -> None:
-        while not stop.is_set():
-            await works.any(chance.choice(books))
+    day = await Day.over(sea, seed, seconds=SECONDS)
+    report(day)
 
-    async with asyncio.timeout(SECONDS * 5 + 300), asyncio.TaskGroup() as tasks:
-        for _ in range(WRITERS):
-            tasks.create_task(work())
-        for sweep in sweeps.every():
-            tasks.create_task(sweeps.repeat(sweep, stop))
-        try:
-            await storm.rage(SECONDS)
-        finally:
-            sea.network.resume()
-            stop.set()
-    await sweeps.settle()
-    for db in sea.routes.values():
-        await heal(db, books)
-    report(works, sweeps, storm, books)
-
-    admin = await asyncpg.connect(sea.admin_url)
-    wrong = [*works.wrong, *sweeps.errors, *await settle(admin, [*books, *sweeps.doomed])]
-    await admin.close()
+    wrong = await day.wrong(sea)
     assert not wrong, "\n".join(wrong)
-    for route, db in sea.routes.items():
-        assert getattr(db.engine.pool, "checkedout")() == 0, f"{route}: a connection was not given back"  # noqa: B009
-    for pool, backends, idle in await sea.ask(_LEFT):
-        assert (backends <= SETTINGS.pool_size, idle) == (True, 0), f"{pool}: {backends} backends, {idle} in transactions"
-    assert [str(finding) for finding in (await sea.routes["straight"].doctor()).findings] == []
     assert await left_after_closing(sea) == {}
     # Each kind must have come to pass, or nothing was tried.
-    assert all(storm.hit.values())
-    assert works.told["CommitUnknownError"] + works.told["CancelledError"] > 0
-    assert sum(book.acknowledged for book in books) > 0
+    assert all(day.storm.hit.values())
+    assert day.works.told["CommitUnknownError"] + day.works.told["CancelledError"] > 0
+    assert all(book.acknowledged for book in day.books)
+
+
+# -- it would be seen
+
+
+_CALM_SECONDS = 2.0
+
+
+async def test_whatever_is_done_to_the_rows_behind_the_services_backs_is_found(sea: Sea) -> None:
+    day = await Day.over(sea, 7, seconds=_CALM_SECONDS, faults=False)
+    assert await day.wrong(sea) == []
+    book = max(day.books, key=lambda one: len(one.kept))
+    lost, forgotten, brought_back = [*book.kept][:3]
+    admin = await asyncpg.connect(sea.admin_url)
+    async with admin.transaction():
+        await admin.execute("DELETE FROM ibex_core.memories WHERE id = $1", book.kept[lost])
+        await admin.execute("UPDATE ibex_core.memories SET deleted_at = now() WHERE id = $1", book.kept[forgotten])
+        await admin.execute("UPDATE ibex_core.sessions SET turn_count = turn_count + 1 WHERE id = $1", book.run_id)
+        await admin.execute(
+            "INSERT INTO ibex_core.memories (org_id, id, agent_id, content, content_hash, category) "
+            "VALUES ($1, gen_random_uuid(), $2, 'unheard of', repeat('0', 64), 'factual')",
+            *(book.org_id, book.agent_id),
+        )
+    await admin.close()
+    book.forgotten.add(brought_back)
+    del book.kept[brought_back]
+
+    found = "\n".join(await day.wrong(sea))
+
+    assert f"lost, though acknowledged: {lost}" in found
+    assert f"forgotten by nobody: {forgotten}" in found
+    assert f"not forgotten, though acknowledged: {brought_back}" in found
+    assert "there, though nobody wrote it: unheard of" in found
+    assert "a row of another organization's words: unheard of" in found
+    assert f"counted {book.turns + 1} times" in found
+
+
+async def test_an_erased_organization_that_left_a_row_is_found(sea: Sea) -> None:
+    day = await Day.over(sea, 7, seconds=_CALM_SECONDS, faults=False)
+    book = day.books[0]
+    book.erased = True  # says the book, and nobody has done it
+
+    found = "\n".join(await day.wrong(sea))
+
+    assert f"{book.org_id} was erased, and memories has" in found
+    assert f"{book.org_id} was erased, and has 0 receipts" in found
+
+
+async def test_a_wall_that_falls_is_found(sea: Sea) -> None:
+    admin = await asyncpg.connect(sea.admin_url)
+    await admin.execute("ALTER TABLE ibex_core.memories DISABLE ROW LEVEL SECURITY")
+    try:
+        day = await Day.over(sea, 7, seconds=_CALM_SECONDS, faults=False)
+        found = "\n".join(await day.wrong(sea))
+    finally:
+        await admin.execute("ALTER TABLE ibex_core.memories ENABLE ROW LEVEL SECURITY")
+        await admin.close()
+
+    assert "was shown" in found
+    assert "rls-disabled: ibex_core.memories" in found
+
+
+async def test_a_connection_that_is_kept_is_found(sea: Sea) -> None:
+    day = await Day.over(sea, 7, seconds=_CALM_SECONDS, faults=False)
+    async with sea.routes["straight"].tenant(day.books[0].org_id) as session:
+        await session.connection()
+        await day.works.look(day.books[0])
+        found = "\n".join(await day.wrong(sea))
+
+    assert "straight: 1 connections were not given back" in found

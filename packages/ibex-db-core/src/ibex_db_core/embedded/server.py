@@ -20,6 +20,8 @@ from ibex_db_core.errors import EmbeddedPostgresError
 # Recovery after a crash may replay a lot of WAL; past this a person should look.
 _START_SECONDS = 120.0
 _STOP_SECONDS = 20.0
+# The supervisor grants a shutdown with its checkpoint a minute, and then ends the server without one.
+_SHUTDOWN_SECONDS = 75.0
 _LAST_CLIENT_SECONDS = 1.0
 _POLL_SECONDS = 0.005
 
@@ -111,7 +113,7 @@ class EmbeddedPostgres:
         if record is None or home is None:
             return True
         began = time.monotonic()
-        while time.monotonic() - began < _STOP_SECONDS:
+        while time.monotonic() - began < _SHUTDOWN_SECONDS:
             with suppress(FileNotFoundError):
                 lock = locks.attempt(home / "server.lock", create=False)
                 if lock is None:
