@@ -63,7 +63,7 @@ class Storm:
         pause = seconds / (3 * len(self._every))
         while True:
             for fault in self.chance.sample(self._every, len(self._every)):
-                await asyncio.sleep(self.chance.uniform(0.5, 1.5) * min(pause, 1.5))
+                await asyncio.sleep(self.chance.uniform(0.5, 1.5) * min(pause, 3.0))
                 print(f"  {loop.time() - until + seconds:5.1f} s  {fault.__name__.replace('_', ' ')}")  # noqa: T201
                 await fault()
                 self.hit[fault.__name__.replace("_", " ")] += 1
