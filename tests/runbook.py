@@ -2,7 +2,7 @@
 
 `console` blocks hold commands after `$ `, `> ` for a command's next line, and below a command what it prints, where the
 page shows it; `...` there stands for anything.  `sql` blocks go to psql as the owner, or as the title says:
-``title="psql $IBEX_PLATFORM_URL"``.  A block with any other title, `python` as a rule, is written to a file of that name.
+``title="psql $IBEX_PLATFORM_URL"``.  A block of another language with a title is written to a file of that name.
 
 Two comments in front of a block say what a reader need not be told:
 

@@ -1,4 +1,4 @@
-"""docs/operations does what it says: every command and every statement of a page is run as written, on a real server."""
+"""docs/operations does what it says: every command and statement of a page is run as written, on a real server."""
 
 import os
 import re
@@ -180,7 +180,8 @@ def test_a_page_is_followed_from_top_to_bottom(reader: Shell) -> None:
     reader.follow(PAGE)
 
     assert (reader.ran, reader.not_run) == (5, ["there is no such program"])
-    assert [command.line for command in commands(next(blocks(PAGE)).text)] == ["export NAME=world", 'echo "hello $NAME"']
+    typed = [command.line for command in commands(next(blocks(PAGE)).text)]
+    assert typed == ["export NAME=world", 'echo "hello $NAME"']
 
 
 @pytest.mark.parametrize(

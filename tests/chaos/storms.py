@@ -73,7 +73,7 @@ class Storm:
     async def terminate_backends(self) -> None:
         """End some of the services' backends."""
         for row in await self._ask(_BACKENDS):
-            if self.chance.random() < 0.5:  # noqa: PLR2004 - a half
+            if self.chance.random() < 0.5:
                 await self._ask("SELECT pg_terminate_backend($1)", row["pid"])
 
     async def kill_a_backend(self) -> None:

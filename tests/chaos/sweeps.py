@@ -29,6 +29,7 @@ _PAUSE_SECONDS = 0.3
 _WRITERS_OF_THE_DOOMED = 3
 _SCRATCH = "chaos_scratch"
 
+_FROM_ASYNCPG = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 _EXPECTED = (TransientError, CommitUnknownError, StatementTimeoutError)
 
 
@@ -153,7 +154,7 @@ class Sweeps:
                 f"CREATE INDEX CONCURRENTLY {_SCRATCH} ON ibex_core.memory_versions (org_id, created_at)"
             )
             await self.drop_scratch(admin)
-        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
+        except _FROM_ASYNCPG as error:
             self.told[type(error).__name__] += 1
         finally:
             admin.terminate()

@@ -210,7 +210,7 @@ class Works:
 
     async def search(self, book: Book) -> None:
         """Search by vector, or by words."""
-        by_words = self.chance.random() < 0.5  # noqa: PLR2004 - a half
+        by_words = self.chance.random() < 0.5
         vector = self._vector()
 
         async def work(session: ScopedSession) -> None:
@@ -243,7 +243,7 @@ class Works:
 
         Whatever is raised that services are not told to expect is wrong, and written down.
         """
-        db, retried = self._any(), self.chance.random() < 0.5  # noqa: PLR2004 - a half
+        db, retried = self._any(), self.chance.random() < 0.5
         tries = 0
 
         async def once(session: ScopedSession) -> None:

@@ -68,9 +68,7 @@ class Proxy:
         finally:
             self._writers -= ends
 
-    async def _pass(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, answers: bool = False
-    ) -> None:
+    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, answers: bool = False) -> None:
         try:
             while chunk := await reader.read(_CHUNK):
                 await self._flowing.wait()
@@ -117,7 +115,7 @@ async def proxy(server: URL) -> AsyncGenerator[Proxy]:
         if (task := asyncio.current_task()) is not None:
             tasks.add(task)
             task.add_done_callback(tasks.discard)
-        await made._serve(server, reader, writer)  # noqa: SLF001 - its own module
+        await made._serve(server, reader, writer)
 
     listener = await asyncio.start_server(serve, "127.0.0.1", 0)
     made.port = listener.sockets[0].getsockname()[1]

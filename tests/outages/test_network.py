@@ -1,4 +1,4 @@
-"""A network that cuts, resets, breaks off and stalls under load: no wrong row, no lost acknowledged write, and it heals."""
+"""A network that cuts, resets, breaks off and stalls under load: nothing acknowledged is lost, and it heals."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable

@@ -26,7 +26,6 @@ from ibex_db_core.errors import (
     DeadlockError,
     ForeignKeyError,
     IbexError,
-    InvalidInputError,
     LockTimeoutError,
     NotFoundError,
     PoolExhaustedError,
