@@ -104,11 +104,11 @@ class Works:
         async def work(session: ScopedSession) -> None:
             await self._keep(session, book, content, ident)
 
-        match await self._write("remember", book, work):
-            case "done":
-                book.kept[content] = ident
-            case "unknown":
-                book.unknown.add(content)
+        outcome = await self._write("remember", book, work)
+        if outcome == DONE:
+            book.kept[content] = ident
+        elif outcome == UNKNOWN:
+            book.unknown.add(content)
 
     async def remember_briefly(self, book: Book) -> None:
         """Keep a memory that has expired already, for the sweeper."""
@@ -118,11 +118,11 @@ class Works:
         async def work(session: ScopedSession) -> None:
             await self._keep(session, book, content, uuid4(), expires_at=expired)
 
-        match await self._write("remember what expires", book, work):
-            case "done":
-                book.fleeting.add(content)
-            case "unknown":
-                book.unknown.add(content)
+        outcome = await self._write("remember what expires", book, work)
+        if outcome == DONE:
+            book.fleeting.add(content)
+        elif outcome == UNKNOWN:
+            book.unknown.add(content)
 
     async def remember_many(self, book: Book) -> None:
         """Keep some memories, all or none."""
@@ -132,12 +132,12 @@ class Works:
         async def work(session: ScopedSession) -> None:
             await MemoryRepository(session).remember_many(drafts, batch_size=2)
 
-        match await self._write("remember many", book, work):
-            case "done":
-                book.kept |= idents
-            case "unknown":
-                book.unknown |= idents.keys()
-                book.batches.append(frozenset(idents))
+        outcome = await self._write("remember many", book, work)
+        if outcome == DONE:
+            book.kept |= idents
+        elif outcome == UNKNOWN:
+            book.unknown |= idents.keys()
+            book.batches.append(frozenset(idents))
 
     async def forget(self, book: Book) -> None:
         """Forget a memory that is there; nobody else forgets the same."""
@@ -163,11 +163,11 @@ class Works:
         async def work(session: ScopedSession) -> None:
             await SessionRepository(session).heartbeat(book.run_id, turns=1)
 
-        match await self._write("count a turn", book, work):
-            case "done":
-                book.turns += 1
-            case "unknown":
-                book.turns_unknown += 1
+        outcome = await self._write("count a turn", book, work)
+        if outcome == DONE:
+            book.turns += 1
+        elif outcome == UNKNOWN:
+            book.turns_unknown += 1
 
     async def checkpoint(self, book: Book) -> None:
         """Save a state under the next number."""

@@ -55,7 +55,8 @@ class Proxy:
         """Let everything through again, what was held back included."""
         self._flowing.set()
 
-    async def _serve(self, server: URL, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def carry(self, server: URL, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Serve one connection until it ends."""
         try:
             upstream = await _connect(server)
         except OSError:
@@ -115,7 +116,7 @@ async def proxy(server: URL) -> AsyncGenerator[Proxy]:
         if (task := asyncio.current_task()) is not None:
             tasks.add(task)
             task.add_done_callback(tasks.discard)
-        await made._serve(server, reader, writer)
+        await made.carry(server, reader, writer)
 
     listener = await asyncio.start_server(serve, "127.0.0.1", 0)
     made.port = listener.sockets[0].getsockname()[1]

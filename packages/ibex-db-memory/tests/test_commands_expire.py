@@ -17,7 +17,7 @@ from ibex_db_core.database import Database
 from ibex_db_core.provisioning import PLATFORM_LOGIN, SERVICE_LOGIN
 from ibex_db_core.testing import TestDatabase
 from ibex_db_memory import MemoryRepository
-from ibex_db_memory.commands_expire import _due, _sweep
+from ibex_db_memory.commands_expire import due_of, sweep
 
 
 @pytest.fixture(autouse=True)
@@ -79,8 +79,8 @@ async def test_many_at_once_take_each_memory_once(ibex_db: Database, home: Home,
     await keep(ibex_db, home, 60)
     await keep(ibex_db, other_home, 60)
 
-    due = await _due(ibex_db, None)
-    done = await asyncio.gather(*(_sweep(ibex_db, due, 5) for _ in range(3)))
+    due = await due_of(ibex_db, None)
+    done = await asyncio.gather(*(sweep(ibex_db, due, 5) for _ in range(3)))
 
     assert due == {home.org_id: 60, other_home.org_id: 60}
     assert sum(sum(swept.values()) for swept in done) == 120

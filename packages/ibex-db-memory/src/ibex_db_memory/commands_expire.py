@@ -81,12 +81,12 @@ def expire(
         with output.progress("looking for what has expired") as tell:
             if org is None:
                 async with connect(url) as database:
-                    due = await _due(database, None)
-                    counts = due if dry_run else await _sweep(database, due, batch_size)
+                    due = await due_of(database, None)
+                    counts = due if dry_run else await sweep(database, due, batch_size)
             else:
                 async with organization(url, org) as (database, org_id):
-                    due = await _due(database, org_id)
-                    counts = due if dry_run else await _sweep(database, due, batch_size)
+                    due = await due_of(database, org_id)
+                    counts = due if dry_run else await sweep(database, due, batch_size)
             tell("done")
         swept = [count for count in counts.values() if count]
         return Expired(len(swept), sum(swept), dry_run, round(time.perf_counter() - started, 3))
@@ -94,7 +94,7 @@ def expire(
     output.run(work)
 
 
-async def _due(database: Database, org_id: UUID | None) -> Mapping[UUID, int]:
+async def due_of(database: Database, org_id: UUID | None) -> Mapping[UUID, int]:
     """Return organization to how many of its memories have expired and are still there."""
     if org_id is not None:
         statement = text(_DUE.format(only=" AND m.org_id = :org_id")).bindparams(bindparam("org_id", org_id, Uuid()))
@@ -106,7 +106,7 @@ async def _due(database: Database, org_id: UUID | None) -> Mapping[UUID, int]:
     return {row.org_id: row.due for row in rows}
 
 
-async def _sweep(database: Database, due: Mapping[UUID, int], batch_size: int) -> Mapping[UUID, int]:
+async def sweep(database: Database, due: Mapping[UUID, int], batch_size: int) -> Mapping[UUID, int]:
     from ibex_db_core.tenant import ScopedSession
     from ibex_db_memory import MemoryRepository
 
