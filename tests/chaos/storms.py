@@ -6,6 +6,7 @@ import random
 import signal
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -80,8 +81,9 @@ class Storm:
         """Kill one in the middle of its work: Postgres ends all the others, and recovers from its log."""
         for _ in range(200):
             if found := await self._ask(f"{_BACKENDS} AND state = 'active' LIMIT 1"):
-                os.kill(found[0]["pid"], signal.SIGKILL)
-                return
+                with suppress(ProcessLookupError):  # it may have ended on its own meanwhile
+                    os.kill(found[0]["pid"], signal.SIGKILL)
+                    return
 
     async def kill_the_server(self) -> None:
         """Kill the postmaster, and start another."""
