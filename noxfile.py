@@ -201,6 +201,14 @@ def importers(session: nox.Session) -> None:
     session.run("pytest", "packages/ibex-db-memory/tests/test_importers_peers.py", *session.posargs)
 
 
+@nox.session(default=False)
+def chaos(session: nox.Session) -> None:
+    """Break everything at once for two minutes, or for IBEX_CHAOS_SECONDS; IBEX_CHAOS_SEED=... repeats its chances."""
+    _sync(session, "test")
+    lasting = {"IBEX_CHAOS_SECONDS": os.environ.get("IBEX_CHAOS_SECONDS", "120")}
+    session.run("pytest", "tests/chaos", "--capture=no", "--show-capture=no", *session.posargs, env=lasting)
+
+
 @nox.session(default=False, venv_backend="none")
 def everything(session: nox.Session) -> None:
     """Run the whole matrix after everything else, and a table of it at the end; about an hour and a half."""

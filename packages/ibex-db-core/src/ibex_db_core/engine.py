@@ -238,8 +238,9 @@ def _refuse_broken(connection: DBAPIConnection, _entry: ConnectionPoolEntry, _pr
 def _translate(context: ExceptionContext) -> None:
     """Raise our error in place of the driver's; SQLAlchemy chains the cause."""
     found = context.sqlalchemy_exception or context.original_exception
-    if isinstance(found, TimeoutError):
+    if isinstance(found, (TimeoutError, asyncpg.InternalClientError)):
         # Silence of the server or of the network: whatever else is sent on this connection would wait as long.
+        # Or asyncpg is in the middle of something that will not end.
         context.is_disconnect = True
     execution = context.execution_context
     parameters = None
