@@ -137,7 +137,7 @@ async def fetch(
         IbexError: as any statement of the session.
     """
     sync = cast("SyncScopedSession", session.sync_session)
-    if sync.settings is None or watched(sync):
+    if sync.settings is None or sync.watch is not None or watched(sync):
         return None
     lease = sync.lease
     if lease is None:
