@@ -6,7 +6,7 @@ and makes entities of their rows by the same rules as ever; what is left out is
 what it would find out anew each time, and the greenlets between it and the
 driver (decision 0050).
 """
-# As lending.py: what SQLAlchemy's dialect for asyncpg does has no public name; tests/test_direct.py tells.
+# As lending.py: what SQLAlchemy's dialect for asyncpg does has no public name; tests/test_lending.py tells.
 # pyright: reportPrivateUsage=false, reportUnknownMemberType=false
 
 from collections.abc import Callable, Mapping, Sequence
