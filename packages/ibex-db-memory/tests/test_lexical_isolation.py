@@ -115,7 +115,7 @@ async def test_the_function_is_its_owners_closed_and_pinned(owner: "asyncpg.Conn
     assert (row["app"], row["public"], row["platform"]) == (True, False, False)
 
 
-async def test_the_search_role_reads_four_columns_and_makes_nothing(owner: "asyncpg.Connection") -> None:
+async def test_the_search_role_reads_five_columns_and_makes_nothing(owner: "asyncpg.Connection") -> None:
     columns = await owner.fetchval(
         "SELECT array_agg(attname::text ORDER BY attname) FROM pg_attribute "
         "WHERE attrelid = 'ibex_core.memories'::regclass AND attnum > 0 AND NOT attisdropped "
@@ -127,7 +127,7 @@ async def test_the_search_role_reads_four_columns_and_makes_nothing(owner: "asyn
     )
     create = await owner.fetchval("SELECT has_schema_privilege('ibex_search', 'ibex_core', 'CREATE')")
 
-    assert columns == ["agent_id", "id", "org_id", "search_vector"]
+    assert columns == ["agent_id", "content", "id", "org_id", "search_vector"]
     assert tables == []
     assert create is False
 

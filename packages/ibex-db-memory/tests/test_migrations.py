@@ -67,6 +67,7 @@ async def test_up_and_down_and_up_again(ibex_db: Database) -> None:
             "memory_0004",
             "memory_0005",
             "memory_0006",
+            "memory_0007",
         ]
 
         assert await migrator.check() == []
@@ -104,7 +105,7 @@ async def test_partitions_are_closed_tight_and_roomy(session: ScopedSession) -> 
 async def test_an_index_of_a_partition_is_named_after_its_parent(session: ScopedSession) -> None:
     rows = (await session.execute(text(_PARTITION_INDEXES))).all()
 
-    assert len(rows) == 16 * (9 + 7)
+    assert len(rows) == 16 * (10 + 7)
     assert all(row.relname[: -len("_p00")] == row.parent for row in rows)
 
 
