@@ -86,6 +86,14 @@ async def test_the_statistics_are_of_the_agents_that_are_named(
     assert hit.lexical == pytest.approx(bm25(["tea"], documents)["Tea at noon."], abs=1e-8)
 
 
+async def test_a_word_said_more_than_four_times_counts_as_four(memories: MemoryRepository, agent_id: UUID) -> None:
+    await remembered(memories, agent_id, "tea " * 4 + "abcd", "tea " * 4 + "tea.", "Coffee.")
+    four, five = await memories.search(text="tea", exact=True)
+
+    assert len(four.memory.content) == len(five.memory.content) == 20
+    assert four.score == five.score
+
+
 async def test_words_are_found_in_every_inflection(memories: MemoryRepository, agent_id: UUID) -> None:
     await remembered(memories, agent_id, "She paints on Mondays.", "He runs.")
 

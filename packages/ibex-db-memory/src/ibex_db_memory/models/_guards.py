@@ -138,7 +138,7 @@ BEGIN
             FROM unnest(asked) WITH ORDINALITY AS asked (lexeme, number), generate_series(1, 4) AS times
         ) word
         CROSS JOIN LATERAL (
-            SELECT m.id, octet_length(m.content) AS length
+            SELECT m.id, octet_length(m.content) / 10.0::float8 AS length
             FROM ibex_core.memories m
             WHERE m.org_id = org AND (agents IS NULL OR m.agent_id = ANY (agents))
                 AND ibex_core.memories_word_keys(m.org_id, m.search_vector) @> ARRAY[word.key]

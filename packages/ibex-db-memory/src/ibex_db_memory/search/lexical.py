@@ -4,10 +4,11 @@
     idf   = ln(1 + (N - df + 0.5) / (df + 0.5))
 
 Okapi BM25 (Robertson and Zaragoza, 2009) with the idf that is never negative.
-tf counts a lexeme's positions in a memory, four at most, length the bytes of
-its content; N, df and the mean length are of the scope: the organization's rows,
-or the agents' that a search names, whatever their status.  No other tenant's
-row is ever counted, for counts would tell of its contents.
+tf counts a lexeme's positions in a memory, four at most; length is a tenth of
+its content's bytes, about as many as it has lexemes; N, df and the mean length
+are of the scope: the organization's rows, or the agents' that a search names,
+whatever their status.  No other tenant's row is ever counted, for counts would
+tell of its contents.
 
 The words are found inside a function, memories_bm25 (migrations memory_0002 and
 memory_0007): no operator of an index of words is leakproof, so under row-level
@@ -67,7 +68,7 @@ class Corpus:
 
     Attributes:
         rows: how many memories the scope holds, of any status.
-        mean_length: bytes of a content, on average.
+        mean_length: of a memory, on average; a tenth of its bytes.
     """
 
     rows: int
@@ -101,7 +102,7 @@ def corpus(*, by_agent: bool) -> Select[int, float]:
         "Select[int, float]",
         select(
             select(func.count()).select_from(rows.subquery("scope")).scalar_subquery(),
-            mean.cast(Float()),
+            mean.cast(Float()) / 10.0,
         ),
     )
 

@@ -123,6 +123,7 @@ _MOVED = """
 
 _WORDS = """CASE WHEN v.content = m.content THEN m.search_vector
             ELSE to_tsvector('pg_catalog.english', v.content) END"""
+_LENGTH = "octet_length(v.content) / CAST(10.0 AS float8)"
 
 _PAST = """
     past AS MATERIALIZED (
@@ -265,7 +266,7 @@ def _judged(shape: frozenset[str], *, vector: bool, words: bool, floor: bool, be
     similarity = _AT_HOME if beside is None else _BESIDE
     columns = [f"{similarity if vector else 'CAST(NULL AS float8)'} AS similarity"]
     if words:
-        columns += [f"{_WORDS} AS words", "octet_length(v.content) AS length", f"{passes} AS passes"]
+        columns += [f"{_WORDS} AS words", f"{_LENGTH} AS length", f"{passes} AS passes"]
     # The words' statistics are of all that the named agents knew, whatever the other filters let through.
     scope = f"AND {CONDITIONS['agents']}" if "agents" in shape else ""
     where = scope if words else f"AND {passes}"

@@ -13,9 +13,9 @@ The indexes are built under a lock that writers wait for.  On a large table
 build each partition's beforehand, as this revision does and CONCURRENTLY; what
 is there is taken, and not built again.
 
-While old processes run beside the new schema they give the mean length of a
-memory in lexemes, and the function reads bytes: their BM25 counts length for
-more than it should, until they are gone.
+Processes of before this revision give the mean length of a memory in lexemes;
+the length that the function compares with it is a tenth of a content's bytes,
+which is about as many.  Their searches go on, with scores that differ a little.
 """
 
 from alembic import op
@@ -81,8 +81,8 @@ SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
 SET jit = off
 AS $$"""
-# Okapi BM25, as memory_0002 has it and explains it, with the length of a memory in bytes: octet_length() reads the
-# header of a value, not the value.  A word that is said n times has an entry of its own for each n, so each row is
+# Okapi BM25, as memory_0002 has it and explains it, with the length of a memory from its bytes: octet_length() reads
+# the header of a value, not the value.  A word that is said n times has an entry of its own for each n, so each row is
 # visited once for each of the query's words that it says, and nothing of it is read from out of line.
 _BM25 = f"""{_HEAD}
 #variable_conflict use_column
@@ -102,7 +102,7 @@ BEGIN
             FROM unnest(asked) WITH ORDINALITY AS asked (lexeme, number), generate_series(1, 4) AS times
         ) word
         CROSS JOIN LATERAL (
-            SELECT m.id, octet_length(m.content) AS length
+            SELECT m.id, octet_length(m.content) / 10.0::float8 AS length
             FROM ibex_core.memories m
             WHERE m.org_id = org AND (agents IS NULL OR m.agent_id = ANY (agents))
                 AND ibex_core.memories_word_keys(m.org_id, m.search_vector) @> ARRAY[word.key]
