@@ -53,8 +53,9 @@ async def updates(owner: asyncpg.Connection) -> tuple[int, int]:
 
 
 async def test_many_tasks_that_count_the_same_rows_lose_no_count_and_stay_hot(
-    ibex_db: Database, home: Home, vector: Vector, owner: asyncpg.Connection
+    ibex_db: Database, home: Home, vector: Vector, owner: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(turns, "_PATIENCE_SECONDS", 3600.0)
     ids = await kept(ibex_db, home, vector, 10)
 
     async def task() -> None:
