@@ -41,8 +41,10 @@ END $$
 """
 _KEYS_SIGNATURE = "ibex_core.memories_word_keys(uuid, tsvector)"
 _INDEXES = (
-    "CREATE INDEX memories_words_idx ON ibex_core.memories "
-    "USING gin (ibex_core.memories_word_keys(org_id, search_vector)) WITH (fastupdate = off)",
+    (
+        "CREATE INDEX memories_words_idx ON ibex_core.memories "
+        "USING gin (ibex_core.memories_word_keys(org_id, search_vector)) WITH (fastupdate = off)"
+    ),
     "CREATE INDEX memories_created_at_idx ON ibex_core.memories (org_id, created_at, id)",
 )
 _OLD_INDEX = """
