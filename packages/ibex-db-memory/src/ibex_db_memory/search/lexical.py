@@ -98,12 +98,9 @@ def corpus(*, by_agent: bool) -> Select[int, float]:
         rows, lengths = rows.where(named), lengths.where(named)
     sample = lengths.limit(_SAMPLE).subquery("sample")
     mean = select(func.coalesce(func.avg(sample.c.length), 1)).scalar_subquery()
-    return cast(
-        "Select[int, float]",
-        select(
-            select(func.count()).select_from(rows.subquery("scope")).scalar_subquery(),
-            mean.cast(Float()) / 10.0,
-        ),
+    return select(
+        select(func.count()).select_from(rows.subquery("scope")).scalar_subquery(),
+        mean.cast(Float()) / 10.0,
     )
 
 

@@ -36,6 +36,7 @@ class _Turn:
     """One session's, from when it asks to count until its transaction is over."""
 
     over: "asyncio.Future[None]"
+    lines: "WeakValueDictionary[Row, _Turn]"
     rows: set[Row] = field(default_factory=set[Row])
 
 
@@ -60,7 +61,7 @@ async def take(session: AsyncSession, org_id: UUID, idents: Iterable[UUID]) -> N
     if mine is None:
         if _MINE not in session.info:
             event.listen(session.sync_session, "after_transaction_end", _end)
-        mine = session.info[_MINE] = _Turn(loop.create_future())
+        mine = session.info[_MINE] = _Turn(loop.create_future(), lines)
     mine.rows |= rows
     lines.update(dict.fromkeys(rows, mine))
     if waits and before:
@@ -83,9 +84,8 @@ def _let_next(session: Session) -> None:
     if mine is None:
         return
     session.info[_MINE] = None
-    lines = _by_engine.get(session.get_bind(), {})
     for row in mine.rows:
-        if lines.get(row) is mine:
-            del lines[row]
+        if mine.lines.get(row) is mine:
+            del mine.lines[row]
     if not mine.over.done():
         mine.over.set_result(None)
