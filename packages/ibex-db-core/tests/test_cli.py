@@ -146,8 +146,8 @@ def test_upgrade_tells_its_progress_on_stderr(empty: str) -> None:
     ran = execute("upgrade", "--url", empty)
 
     assert ran.returncode == 0
-    assert "upgrade -> core_0001" in ran.stderr
-    assert "upgrade ->" not in ran.stdout
+    assert "applying core_0001\n" in ran.stderr
+    assert "applying" not in ran.stdout
 
 
 def test_upgrade_sql_prints_a_script_that_runs_and_needs_no_database(empty: str) -> None:

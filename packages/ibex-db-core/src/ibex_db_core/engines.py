@@ -97,8 +97,9 @@ class Engines:
             if self._embedded is not None and self._service is None:
                 await asyncio.to_thread(self._embedded.start)
                 cluster = Cluster.of(self._embedded)
-                await cluster.create_logins()
-                await cluster.create_database(DATABASE)
+                with translated():
+                    await cluster.create_logins()
+                    await cluster.create_database(DATABASE)
                 self.addresses = Addresses(
                     parse(cluster.url(DATABASE, user=SERVICE_LOGIN)),
                     parse(cluster.url(DATABASE, user=PLATFORM_LOGIN)),
