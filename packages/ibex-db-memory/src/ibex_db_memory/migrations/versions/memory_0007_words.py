@@ -10,8 +10,8 @@ from each found row's words (stored out of line, most of a search's time) is in
 the index already.
 
 The indexes are built under a lock that writers wait for.  On a large table
-build each partition's beforehand, as this revision does and CONCURRENTLY; what
-is there is taken, and not built again.
+make the function and build each partition's indexes beforehand, as this
+revision does and CONCURRENTLY; what is there is taken, and not built again.
 
 Processes of before this revision give the mean length of a memory in lexemes;
 the length that the function compares with it is a tenth of a content's bytes,
@@ -31,7 +31,7 @@ depends_on = None
 # the memory says the word, 4 standing for more: beyond, BM25 adds next to nothing.
 # COST: no plan should compute this for a row that an index could have left out.
 _WORD_KEYS = """
-CREATE FUNCTION ibex_core.memories_word_keys(org uuid, words tsvector) RETURNS bytea[]
+CREATE OR REPLACE FUNCTION ibex_core.memories_word_keys(org uuid, words tsvector) RETURNS bytea[]
 LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE COST 1000 SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     RETURN ARRAY(SELECT substring(sha256(uuid_send(org) || convert_to(
