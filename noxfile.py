@@ -276,7 +276,7 @@ def _test(
     report.unlink(missing_ok=True)
     told = (f"--junitxml={report}",) if column else ()
     if suite == "together":
-        extras = ("ibex-db-core[cli,testing]", "ibex-db-memory[cli]", *TYPES, *SERVICE)
+        extras = ("ibex-db-core[cli,otel,testing]", "ibex-db-memory[cli]", *TYPES, *SERVICE)
         _install(session, WHEELS, *extras, versions=versions)
         session.run("python", "-c", PROOF, *WHEELS)
         at = {"IBEX_WHEELS": str(BUILT), **(env or {})}
@@ -288,12 +288,12 @@ def _test(
     place = pathlib.Path(session.create_tmp()).resolve()
     shutil.rmtree(place / "tests", ignore_errors=True)
     shutil.copytree(ROOT / "packages" / suite / "tests", place / "tests", ignore=shutil.ignore_patterns("__pycache__"))
-    for shared in ("docstrings.py", "wire.py"):  # core's, which the tests of other wheels import
+    for shared in ("docstrings.py", "listening.py", "wire.py"):  # core's, which the tests of other wheels import
         shutil.copy(ROOT / "packages" / WHEELS[0] / "tests" / shared, place / "tests")
     with session.chdir(place):
         # Before the extras: what a wheel requires is enough to import it.
         session.run("python", "-c", PROOF, *installed)
-        extras = ("ibex-db-core[cli,testing]", *(["ibex-db-memory[cli]"] * (suite == WHEELS[-1])))
+        extras = ("ibex-db-core[cli,otel,testing]", *(["ibex-db-memory[cli]"] * (suite == WHEELS[-1])))
         _install(session, installed, *extras, versions=versions)
         session.run("python", "-c", PROOF, *installed)
         ours = ("-c", str(ROOT / "pyproject.toml"), "--rootdir", ".", "-o", f"pythonpath={place / 'tests'}")

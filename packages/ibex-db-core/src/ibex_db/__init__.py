@@ -38,6 +38,8 @@ from ibex_db_core import (
     OrgScoped as OrgScoped,
     Page as Page,
     PoolExhaustedError as PoolExhaustedError,
+    QueryTags as QueryTags,
+    Redaction as Redaction,
     ReplicaStatus as ReplicaStatus,
     Revision as Revision,
     RuleViolationError as RuleViolationError,
@@ -49,6 +51,7 @@ from ibex_db_core import (
     SoftDeleted as SoftDeleted,
     StatementTimeoutError as StatementTimeoutError,
     SteppedRepository as SteppedRepository,
+    Telemetry as Telemetry,
     TenantError as TenantError,
     TenantMismatchError as TenantMismatchError,
     TenantMissingError as TenantMissingError,
@@ -59,6 +62,8 @@ from ibex_db_core import (
     UnsafeRoleError as UnsafeRoleError,
     Vector as Vector,
     VectorLike as VectorLike,
+    redact as redact,
+    tagged as tagged,
 )
 
 try:

@@ -47,6 +47,7 @@ from ibex_db_core.pages import Page
 from ibex_db_core.replicas import ReplicaStatus
 from ibex_db_core.repository import BaseRepository
 from ibex_db_core.steps import SteppedRepository
+from ibex_db_core.telemetry import QueryTags, Redaction, Telemetry, redact, tagged
 from ibex_db_core.tenant import ScopedSession
 from ibex_db_core.types import JsonObject, Vector, VectorLike
 
@@ -80,6 +81,8 @@ __all__ = [
     "OrgScoped",
     "Page",
     "PoolExhaustedError",
+    "QueryTags",
+    "Redaction",
     "ReplicaStatus",
     "Revision",
     "RuleViolationError",
@@ -91,6 +94,7 @@ __all__ = [
     "SoftDeleted",
     "StatementTimeoutError",
     "SteppedRepository",
+    "Telemetry",
     "TenantError",
     "TenantMismatchError",
     "TenantMissingError",
@@ -101,4 +105,6 @@ __all__ = [
     "UnsafeRoleError",
     "Vector",
     "VectorLike",
+    "redact",
+    "tagged",
 ]

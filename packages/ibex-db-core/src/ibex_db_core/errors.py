@@ -34,7 +34,7 @@ exception is chained as ``__cause__``.
 """
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from uuid import UUID
 
 __all__ = [
@@ -133,6 +133,39 @@ class TenantMismatchError(TenantError):
 
 _SHOWN = 80
 
+UNSHOWN = frozenset(
+    {
+        "content",
+        "contents",
+        "embedding",
+        "metadata",
+        "metadata_",
+        "password",
+        "plaintext",
+        "previous_content",
+        "query",
+        "rules",
+        "signing_key",
+        "state",
+        "text",
+        "token",
+        "token_hash",
+        "vector",
+        "vectors",
+    }
+)
+"""Fields whose values no message shows, for messages end in logs: what users said, vectors, secrets."""
+
+
+def size_of(value: object) -> str:
+    """Return what kind of value it is, and how long: what may be told of any."""
+    kind = type(value).__name__
+    if value is None or isinstance(value, bool):
+        return str(value)
+    if isinstance(value, str):
+        return f"text of {len(value)} characters"
+    return f"{kind} of {len(value)}" if isinstance(value, Sized) else kind
+
 
 def _show(value: object) -> str:
     """Return the repr, cut; the type alone where it has none (a broken __repr__, an int of 5,000 digits)."""
@@ -162,7 +195,8 @@ class InvalidInputError(IbexError, ValueError):
         self.value = value
         self.rule = rule
         self.index = index
-        shown = _show(value)
+        # None and numbers tell nothing of anybody; and what is shown already was sent by pickle.
+        shown = size_of(value) if field in UNSHOWN and not isinstance(value, _Shown) else _show(value)
         where = "" if index is None else f"item {index}: "
         super().__init__(f"{where}{field} {rule}; got {shown}")
 
@@ -172,7 +206,7 @@ class InvalidInputError(IbexError, ValueError):
         try:
             pickle.dumps(value)
         except Exception:  # noqa: BLE001 - whatever somebody's __reduce__ raises
-            value = _Shown(_show(value))
+            value = _Shown(size_of(value) if self.field in UNSHOWN else _show(value))
         return _invalid_input, (self.field, value, self.rule, self.index)
 
 

@@ -88,6 +88,10 @@ _LOST = ("08", "57P", "25P03", "25P04", "53300")
 # 28: the server does not know this user or password; 3D: no such database.
 _REFUSED_LOGIN = ("28", "3D")
 
+# 22: data exceptions, the server's and the driver's own, whose messages quote the value; it may be a content.
+_QUOTES_VALUES = "22"
+_QUOTED = re.compile(r"""(?<=query argument \$\d): .*|(?<=query argument \$\d\d): .*|: ".*| ".*"(?= is )""")
+
 _SHOWN = 120
 
 # An index of a partition carries its parent's name and the partition's number.
@@ -160,6 +164,8 @@ def _from_driver(
     if state.startswith(_REFUSED_LOGIN):
         return ConfigurationError(f"{said}: check user, password and database of the URL [{state}]")
     kind, way_out = _BY_STATE.get(state, (DatabaseError, "see the cause"))
+    if state.startswith(_QUOTES_VALUES):
+        said = _QUOTED.sub("", said)
     said = _PARTITION.sub("", said)
     constraint = cast("str | None", getattr(driver, "constraint_name", None))
     table = cast("str | None", getattr(driver, "table_name", None))
