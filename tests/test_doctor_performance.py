@@ -154,7 +154,7 @@ async def test_an_index_that_nobody_asks_is_told_with_the_way_to_drop_it(owner: 
 
     remedies = {found.object: found.remedy_sql for found in report.findings if found.code == "index-unused"}
     assert remedies["ibex_core.mine"] == "DROP INDEX ibex_core.mine;"
-    assert remedies["ibex_core.memories_search_vector_idx"].startswith("-- it belongs to the models")
+    assert remedies["ibex_core.memories_words_idx"].startswith("-- it belongs to the models")
     assert "ibex_core.memories_pkey" not in remedies
 
 

@@ -25,8 +25,8 @@ DRIFT = [
     ),
     Fault(
         "revision-pending",
-        "memory_0006",
-        "UPDATE ibex_core.alembic_version SET version_num = 'memory_0005' WHERE version_num = 'memory_0006'",
+        "memory_0007",
+        "UPDATE ibex_core.alembic_version SET version_num = 'memory_0006' WHERE version_num = 'memory_0007'",
         mendable=False,
     ),
     Fault(

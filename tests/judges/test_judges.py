@@ -35,6 +35,18 @@ EXCEPTIONS = {
         "CREATE INDEX memories_search_vector_idx ON ibex_core.memories USING gin (search_vector) WITH (fastupdate = off);",  # noqa: E501 - as it stands in the script
     ): "memories is partitioned, and Postgres builds no index of a partitioned table concurrently.",
     (
+        "require-concurrent-index-creation",
+        "CREATE INDEX memories_words_idx ON ibex_core.memories USING gin (ibex_core.memories_word_keys(org_id, search_vector)) WITH (fastupdate = off);",  # noqa: E501 - as it stands in the script
+    ): "memories is partitioned; the revision says how to build each partition's beforehand, concurrently.",
+    (
+        "require-concurrent-index-creation",
+        "CREATE INDEX memories_created_at_idx ON ibex_core.memories (org_id, created_at, id);",
+    ): "memories is partitioned; the revision says how to build each partition's beforehand, concurrently.",
+    (
+        "require-concurrent-index-deletion",
+        "DROP INDEX ibex_core.memories_search_vector_idx;",
+    ): "Postgres drops no index of a partitioned table concurrently; to drop takes a moment.",
+    (
         "ban-drop-constraint",
         "ALTER TABLE ibex_core.embedding_spaces DROP CONSTRAINT embedding_spaces_space_status_known;",
     ): "The same revision puts it back, with one status more.",

@@ -77,7 +77,8 @@ def test_mixed_directions_compare_column_by_column() -> None:
     said = str(after(order, cursor, Bot))
 
     assert said.replace("\n", "") == (
-        "ibex_core.bots.rank < :param_1 OR ibex_core.bots.rank = :param_1 AND ibex_core.bots.id > :param_2"
+        "ibex_core.bots.rank <= :param_1 AND "
+        "(ibex_core.bots.rank < :param_1 OR ibex_core.bots.rank = :param_1 AND ibex_core.bots.id > :param_2)"
     )
 
 

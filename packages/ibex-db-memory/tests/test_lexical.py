@@ -46,15 +46,15 @@ async def lexemes(session: ScopedSession, content: str) -> Counter[str]:
 
 
 def bm25(query: Sequence[str], documents: Mapping[str, Counter[str]]) -> dict[str, float]:
-    """Score as ibex_db_memory.search.lexical says, from lexemes alone."""
-    mean = max(1.0, sum(map(len, documents.values())) / len(documents))
+    """Score as ibex_db_memory.search.lexical says, from contents and their lexemes alone."""
+    mean = sum(len(name.encode()) for name in documents) / len(documents)
     found: dict[str, float] = {}
     for name, counts in documents.items():
         for word in query:
-            if tf := counts[word]:
+            if tf := min(counts[word], 4):
                 df = sum(word in other for other in documents.values())
                 idf = math.log(1 + (len(documents) - df + 0.5) / (df + 0.5))
-                damped = tf + lexical.K1 * (1 - lexical.B + lexical.B * len(counts) / mean)
+                damped = tf + lexical.K1 * (1 - lexical.B + lexical.B * len(name.encode()) / mean)
                 found[name] = found.get(name, 0.0) + idf * tf * (lexical.K1 + 1) / damped
     return found
 
@@ -84,6 +84,14 @@ async def test_the_statistics_are_of_the_agents_that_are_named(
 
     documents = {content: await lexemes(session, content) for content in mine}
     assert hit.lexical == pytest.approx(bm25(["tea"], documents)["Tea at noon."], abs=1e-8)
+
+
+async def test_a_word_said_more_than_four_times_counts_as_four(memories: MemoryRepository, agent_id: UUID) -> None:
+    await remembered(memories, agent_id, "tea " * 4 + "abcd", "tea " * 4 + "tea.", "Coffee.")
+    four, five = await memories.search(text="tea", exact=True)
+
+    assert len(four.memory.content) == len(five.memory.content) == 20
+    assert four.score == five.score
 
 
 async def test_words_are_found_in_every_inflection(memories: MemoryRepository, agent_id: UUID) -> None:
@@ -268,7 +276,7 @@ async def test_rule_20_the_index_of_words_is_used_in_one_partition_only(
     await owner.execute("ANALYZE ibex_core.memories")
     scans = (
         "SELECT indexrelname::text, idx_scan FROM pg_stat_user_indexes "
-        "WHERE indexrelname LIKE 'memories\\_search\\_vector\\_idx\\_p%' AND idx_scan > 0"
+        "WHERE indexrelname LIKE 'memories\\_words\\_idx\\_p%' AND idx_scan > 0"
     )
     before = await owner.fetch(scans)
     async with ibex_db.tenant(home.org_id) as session:

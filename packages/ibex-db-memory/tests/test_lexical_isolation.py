@@ -1,6 +1,6 @@
 """What the function behind lexical search may not do: show, or count, another tenant's rows."""
 
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
@@ -10,6 +10,7 @@ from sqlalchemy import text
 from ibex_db_core.database import Database
 from ibex_db_core.errors import AccessDeniedError
 from ibex_db_memory import MemoryRepository
+from ibex_db_tenancy import Agent, Organization
 
 CALL = "SELECT memory_id, score FROM ibex_core.memories_bm25(:words, NULL, 100, 5, 0.6, 0.3)"
 FUNCTION = "ibex_core.memories_bm25(text, uuid[], bigint, float8, float8, float8)"
@@ -43,6 +44,48 @@ async def test_rule_20_another_tenants_rows_are_neither_found_nor_counted(
     assert await scores(ibex_db, home, "tea window coffee") == before
     assert len(before) == 42
     assert len(await scores(ibex_db, other_home, "tea")) == 1000
+
+
+async def neighbour_of(database: Database, home: Home, owner: "asyncpg.Connection") -> Home:
+    """Make an organization whose rows lie in the same partition."""
+    held = "SELECT satisfies_hash_partition('ibex_core.memories'::regclass, 16, $1, $2::uuid)"
+    (remainder,) = [number for number in range(16) if await owner.fetchval(held, number, home.org_id)]
+    ident = uuid4()
+    while not await owner.fetchval(held, remainder, ident):
+        ident = uuid4()
+    async with database.platform(reason="test data") as session:
+        session.add(Organization(id=ident, name="Next door", slug="next-door"))
+        await session.flush()
+        agent = Agent(org_id=ident, name="Support", slug="support")
+        session.add(agent)
+    return Home(ident, agent.id)
+
+
+async def entries_read(database: Database, home: Home, owner: "asyncpg.Connection", words: str) -> tuple[int, int]:
+    """Return how many hits a search has, and how many entries it read in the index of words."""
+    query = (
+        "SELECT sum(idx_tup_read)::int FROM pg_stat_user_indexes WHERE indexrelname LIKE 'memories\\_words\\_idx\\_p%'"
+    )
+    before = await owner.fetchval(query)
+    async with database.tenant(home.org_id) as session:
+        hits = await MemoryRepository(session).search(text=words, limit=1000)
+        await session.execute(text("SELECT pg_stat_force_next_flush()"))
+    return len(hits), await owner.fetchval(query) - before
+
+
+async def test_what_neighbours_in_a_partition_say_is_not_even_visited(
+    ibex_db: Database, home: Home, owner: "asyncpg.Connection"
+) -> None:
+    """The time of a search tells nothing of them: it reads the entries that it would read without them."""
+    neighbour = await neighbour_of(ibex_db, home, owner)
+    await fill(ibex_db, home, "Tea at noon.", "Coffee.")
+    await fill(ibex_db, neighbour, *(f"Tea, tea and biscuits {n}." for n in range(900)))
+    await owner.execute("ANALYZE ibex_core.memories")
+
+    assert await entries_read(ibex_db, neighbour, owner, "tea biscuits") == (900, 1800)
+    # So few rows may be looked through without the index; with it there is the one entry.
+    assert await entries_read(ibex_db, home, owner, "tea biscuits") in {(1, 0), (1, 1)}
+    assert await entries_read(ibex_db, home, owner, "nobody") == (0, 0)
 
 
 async def test_no_tenant_no_rows(ibex_db: Database, home: Home, owner: "asyncpg.Connection") -> None:
@@ -115,7 +158,7 @@ async def test_the_function_is_its_owners_closed_and_pinned(owner: "asyncpg.Conn
     assert (row["app"], row["public"], row["platform"]) == (True, False, False)
 
 
-async def test_the_search_role_reads_four_columns_and_makes_nothing(owner: "asyncpg.Connection") -> None:
+async def test_the_search_role_reads_five_columns_and_makes_nothing(owner: "asyncpg.Connection") -> None:
     columns = await owner.fetchval(
         "SELECT array_agg(attname::text ORDER BY attname) FROM pg_attribute "
         "WHERE attrelid = 'ibex_core.memories'::regclass AND attnum > 0 AND NOT attisdropped "
@@ -127,7 +170,7 @@ async def test_the_search_role_reads_four_columns_and_makes_nothing(owner: "asyn
     )
     create = await owner.fetchval("SELECT has_schema_privilege('ibex_search', 'ibex_core', 'CREATE')")
 
-    assert columns == ["agent_id", "id", "org_id", "search_vector"]
+    assert columns == ["agent_id", "content", "id", "org_id", "search_vector"]
     assert tables == []
     assert create is False
 

@@ -2,6 +2,7 @@
 
 import random
 
+import asyncpg
 import pytest
 from homes import Home
 from sqlalchemy import CheckConstraint, text
@@ -11,6 +12,7 @@ from ibex_db_core.database import Database
 from ibex_db_core.errors import AccessDeniedError, MigrationError
 from ibex_db_core.tenant import ScopedSession
 from ibex_db_core.testing import TestDatabase
+from ibex_db_memory import MemoryRepository
 
 TABLES = (
     "sessions",
@@ -67,6 +69,7 @@ async def test_up_and_down_and_up_again(ibex_db: Database) -> None:
             "memory_0004",
             "memory_0005",
             "memory_0006",
+            "memory_0007",
         ]
 
         assert await migrator.check() == []
@@ -104,7 +107,7 @@ async def test_partitions_are_closed_tight_and_roomy(session: ScopedSession) -> 
 async def test_an_index_of_a_partition_is_named_after_its_parent(session: ScopedSession) -> None:
     rows = (await session.execute(text(_PARTITION_INDEXES))).all()
 
-    assert len(rows) == 16 * (9 + 7)
+    assert len(rows) == 16 * (10 + 7)
     assert all(row.relname[: -len("_p00")] == row.parent for row in rows)
 
 
@@ -185,3 +188,29 @@ async def test_an_agents_rows_go_with_it(ibex_db: Database, home: Home) -> None:
 
         for table in ("memories", "memory_versions"):
             assert await session.scalar(text(f"SELECT count(*) FROM ibex_core.{table}")) == 0
+
+
+async def test_words_of_before_their_index_are_found_and_an_index_that_is_there_is_taken(
+    ibex_db: Database, home: Home, owner: asyncpg.Connection
+) -> None:
+    """What memory_0007 says of large tables: build a partition's indexes beforehand, and it does not do so again."""
+    async with ibex_db.tenant(home.org_id) as session:
+        await MemoryRepository(session).remember(agent_id=home.agent_id, content="Likes tea.", category="factual")
+    made = await owner.fetchval("SELECT pg_get_functiondef('ibex_core.memories_word_keys'::regproc)")
+    ready = "SELECT 'ibex_core.memories_words_idx_p03'::regclass::oid"
+    async with ibex_db.migrator() as migrator:
+        await migrator.downgrade("memory_0006")
+        await owner.execute(f"SET ROLE ibex_owner; {made}; RESET ROLE")
+        await owner.execute(
+            "CREATE INDEX CONCURRENTLY memories_words_idx_p03 ON ibex_core.memories_p03 "
+            "USING gin (ibex_core.memories_word_keys(org_id, search_vector)) WITH (fastupdate = off)"
+        )
+        built = await owner.fetchval(ready)
+        await migrator.upgrade()
+
+        assert await migrator.check() == []
+    async with ibex_db.tenant(home.org_id) as session:
+        hits = await MemoryRepository(session).search(text="tea")
+
+    assert [hit.memory.content for hit in hits] == ["Likes tea."]
+    assert await owner.fetchval(ready) == built

@@ -116,7 +116,7 @@ def _attended(sync: SyncScopedSession) -> bool:
         or own.after_commit
         or own.after_rollback
         or own.after_soft_rollback
-        or own.after_transaction_end
+        or len(own.after_transaction_end) != 1  # ours
     )
 
 
@@ -168,6 +168,7 @@ async def commit(session: ScopedSession) -> None:
     sync.lease = None
     adapted.driver_connection.disarm()
     lease.close()
+    sync.over()
 
 
 async def raise_as_sqlalchemy(

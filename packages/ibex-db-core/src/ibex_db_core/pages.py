@@ -83,7 +83,10 @@ def after(order: Sequence[Order], cursor: str, model: type[DeclarativeBase]) -> 
         beyond = step.column < values[at] if step.descending else step.column > values[at]
         same = [order[i].column == values[i] for i in range(at)]
         branches.append(and_(*same, beyond))
-    return or_(*branches)
+    # Said once more of the first column alone: an index starts there, and not at the first page's first row.
+    first, value = order[0], values[0]
+    bound = first.column <= value if first.descending else first.column >= value
+    return and_(bound, or_(*branches))
 
 
 def limit_of(limit: object) -> int:

@@ -5,7 +5,7 @@ the session's, the policy that reads ``app.current_org_id``, and the role.
 With a signing key, BEGIN also carries the tenant's signature: see signing.py.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeGuard, TypeVar, cast
 from uuid import UUID
 
@@ -142,6 +142,15 @@ class SyncScopedSession(Session):
     took: PoolProxiedConnection | None = None
     """What SQLAlchemy's transaction is taking over at this moment."""
 
+    when_over: tuple[Callable[[], None], ...] = ()
+    """What to call once when the transaction under way is over, however it ended."""
+
+    def over(self) -> None:
+        """Tell those who wait that the transaction is over."""
+        told, self.when_over = self.when_over, ()
+        for call in told:
+            call()
+
     def begin(self, nested: bool = False) -> SessionTransaction:  # noqa: FBT001, FBT002 - as Session has it
         """Begin; what has been lent is in a transaction already."""
         self._take_over()
@@ -277,6 +286,12 @@ def _take_lease(session: SyncScopedSession, _transaction: SessionTransaction) ->
     finally:
         pool.offer(None)
         session.took = None
+
+
+@event.listens_for(SyncScopedSession, "after_transaction_end")
+def _tell(session: SyncScopedSession, transaction: SessionTransaction) -> None:
+    if transaction.parent is None:  # a savepoint's end is not that
+        session.over()
 
 
 @event.listens_for(SyncScopedSession, "after_begin")

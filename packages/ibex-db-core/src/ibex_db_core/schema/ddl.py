@@ -63,12 +63,16 @@ def _table(table: Table) -> list[str]:
     name = f"{table.schema}.{table.name}"
     secured = secure_platform(table.name) if table.info.get("platform_only") else secure_table(table)
     indexes = sorted(table.indexes, key=lambda index: str(index.name))
+    # An index may call an immutable function, which reads no table.
+    called = [function for function in guards.functions if function.volatility == "IMMUTABLE"]
+    others = [function for function in guards.functions if function not in called]
     return [
         _compiled(CreateTable(table)),
+        *(statement for function in called for statement in _function(function)),
         *(_compiled(CreateIndex(index)) for index in indexes),
         *_storage(table, name, guards),
         *secured,
-        *(statement for function in guards.functions for statement in _function(function)),
+        *(statement for function in others for statement in _function(function)),
         *(trigger.create() for trigger in guards.triggers),
         *(policy.create(name) for policy in guards.policies),
         *(f"GRANT {grant.privilege}{_columns(grant)} ON {name} TO {grant.role}" for grant in guards.grants),

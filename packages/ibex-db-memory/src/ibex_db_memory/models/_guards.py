@@ -102,43 +102,56 @@ BEGIN
     RETURN NEW;
 END """,
 )
-# What it computes, and why so: memory_0002.
+# What an entry of the index of words is, and why so: memory_0007.
+_WORD_KEYS = Function(
+    "memories_word_keys",
+    """
+BEGIN
+    RETURN ARRAY(SELECT substring(sha256(uuid_send(org) || convert_to(
+            least(COALESCE(cardinality(said.positions), 1), 4)::text || said.lexeme, 'UTF8')) FROM 1 FOR 12)
+        FROM unnest(words) said);
+END """,
+    arguments="org uuid, words tsvector",
+    result="bytea[]",
+    volatility="IMMUTABLE",
+    options="PARALLEL SAFE COST 1000",
+    settings={"search_path": "pg_catalog, pg_temp"},
+)
+# What it computes, and why so: memory_0002; how it finds it: memory_0007.
 _BM25 = Function(
     "memories_bm25",
     f"""
 #variable_conflict use_column
 DECLARE
     org CONSTANT uuid := {TENANT_EXPRESSION};
-    terms tsquery[];
-    any_term tsquery;
+    asked CONSTANT text[] := tsvector_to_array(to_tsvector('english'::regconfig, query));
 BEGIN
-    -- Quoted as tsquery's input wants it: no word of a text is ever an operator.
-    SELECT array_agg(quoted::tsquery), string_agg(quoted, ' | ')::tsquery INTO terms, any_term
-    FROM (
-        SELECT '''' || replace(replace(word.lexeme, '\\', '\\\\'), '''', '''''') || ''''
-        FROM unnest(to_tsvector('english'::regconfig, query)) word
-    ) AS words (quoted);
-    IF org IS NULL OR terms IS NULL THEN
+    IF org IS NULL OR cardinality(asked) = 0 THEN
         RETURN;
     END IF;
     RETURN QUERY
-    WITH found AS MATERIALIZED (
-        -- Concatenated with nothing: read from out of line once, not for each term.
-        SELECT m.id, m.search_vector || ''::tsvector AS words
-        FROM ibex_core.memories m
-        WHERE m.org_id = org AND (agents IS NULL OR m.agent_id = ANY (agents)) AND m.search_vector @@ any_term
-    ), used AS (
-        SELECT found.id, length(found.words) AS length, count(*) OVER (PARTITION BY term.number) AS df,
-            ts_rank_cd('{{1, 1, 1, 1}}', found.words, term.query)::float8 AS tf
-        FROM unnest(terms) WITH ORDINALITY AS term (query, number)
-        JOIN found ON found.words @@ term.query
+    WITH said AS MATERIALIZED (
+        SELECT word.number, word.tf, m.id, m.length
+        FROM (
+            SELECT number, times::float8 AS tf,
+                substring(sha256(uuid_send(org) || convert_to(times::text || lexeme, 'UTF8')) FROM 1 FOR 12) AS key
+            FROM unnest(asked) WITH ORDINALITY AS asked (lexeme, number), generate_series(1, 4) AS times
+        ) word
+        CROSS JOIN LATERAL (
+            SELECT m.id, octet_length(m.content) / 10.0::float8 AS length
+            FROM ibex_core.memories m
+            WHERE m.org_id = org AND (agents IS NULL OR m.agent_id = ANY (agents))
+                AND ibex_core.memories_word_keys(m.org_id, m.search_vector) @> ARRAY[word.key]
+        ) m
+    ), weighed AS (
+        SELECT number, ln(1 + (greatest(corpus_rows - count(*), 0) + 0.5::float8) / (count(*) + 0.5::float8)) AS idf
+        FROM said GROUP BY number
     )
-    SELECT used.id, sum(round(
-            ln(1 + (greatest(corpus_rows - used.df, 0) + 0.5::float8) / (used.df + 0.5::float8))
-            * used.tf * (k1 + 1) / (used.tf + k1 * (1 - b + b * used.length / mean_length)) * 4294967296
+    SELECT said.id, sum(round(
+            idf * said.tf * (k1 + 1) / (said.tf + k1 * (1 - b + b * said.length / mean_length)) * 4294967296
         )) / 4294967296
-    FROM used
-    GROUP BY used.id;
+    FROM said JOIN weighed USING (number)
+    GROUP BY said.id;
 END """,
     arguments="query text, agents uuid[], corpus_rows bigint, mean_length double precision, k1 double precision, "
     "b double precision",
@@ -177,7 +190,8 @@ MEMORIES = Guards(
         # Not of counters: bookkeeping must stay cheap, and is no history.
         Trigger(
             "memories_after_update",
-            """AFTER UPDATE ON ibex_core.memories
+            """AFTER UPDATE OF content, category, status, confidence, metadata, valid_from, valid_until
+    ON ibex_core.memories
     FOR EACH ROW WHEN (
         NEW.content IS DISTINCT FROM OLD.content
         OR NEW.category IS DISTINCT FROM OLD.category
@@ -189,10 +203,10 @@ MEMORIES = Guards(
     EXECUTE FUNCTION ibex_core.memories_next_version()""",
         ),
     ),
-    functions=(_FIRST_VERSION, _NEXT_VERSION, _REFUSE_MEMORY_STEP, _FIND_WORDS, _BM25),
+    functions=(_FIRST_VERSION, _NEXT_VERSION, _REFUSE_MEMORY_STEP, _FIND_WORDS, _WORD_KEYS, _BM25),
     # Its only power is to own memories_bm25, which filters on the tenant itself.
     policies=(Policy("memories_search", SEARCH_ROLE, "true", command="SELECT"),),
-    grants=(Grant(SEARCH_ROLE, "SELECT", ("org_id", "id", "agent_id", "search_vector")),),
+    grants=(Grant(SEARCH_ROLE, "SELECT", ("org_id", "id", "agent_id", "content", "search_vector")),),
     # Room on each page for new versions of its rows: an update that finds none
     # leaves the page and enters every index anew, the vector index first.
     fillfactor=60,

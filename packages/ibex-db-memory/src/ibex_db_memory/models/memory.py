@@ -201,13 +201,15 @@ class Memory(OrgScoped, SoftDeleted, Timestamped, Base):
             postgresql_ops={"embedding": "vector_cosine_ops"},
         ),
         # MemoryRepository.search(text=...), inside the function memories_bm25:
-        # under row-level security @@ would not use it.
+        # under row-level security no plan would use it. An entry is of one organization.
         Index(
-            "memories_search_vector_idx",
-            "search_vector",
+            "memories_words_idx",
+            text("ibex_core.memories_word_keys(org_id, search_vector)"),
             postgresql_using="gin",
             postgresql_with={"fastupdate": "off"},
         ),
+        # MemoryRepository.list, newest first.
+        Index("memories_created_at_idx", "org_id", "created_at", "id"),
         # MemoryRepository.expire_due.
         Index(
             "memories_expires_at_idx",

@@ -4,14 +4,17 @@
     idf   = ln(1 + (N - df + 0.5) / (df + 0.5))
 
 Okapi BM25 (Robertson and Zaragoza, 2009) with the idf that is never negative.
-tf counts a lexeme's positions in a memory, length the memory's distinct
-lexemes; N, df and the mean length are of the scope: the organization's rows,
-or the agents' that a search names, whatever their status.  No other tenant's
-row is ever counted, for counts would tell of its contents.
+tf counts a lexeme's positions in a memory, four at most; length is a tenth of
+its content's bytes, about as many as it has lexemes; N, df and the mean length
+are of the scope: the organization's rows, or the agents' that a search names,
+whatever their status.  No other tenant's row is ever counted, for counts would
+tell of its contents.
 
-The words are found inside a function, memories_bm25 (migration memory_0002):
-``@@`` is not leakproof, so under row-level security the index of words would
-silently not be used.
+The words are found inside a function, memories_bm25 (migrations memory_0002 and
+memory_0007): no operator of an index of words is leakproof, so under row-level
+security it would silently not be used.  An entry of that index is of one
+organization, one lexeme and one tf: neighbours in a partition cost nothing,
+and no row's words are read.
 """
 
 from collections.abc import Sequence
@@ -52,7 +55,7 @@ B: Final = 0.3
 MAX_TEXT_LENGTH: Final = 4096
 """Longest text of a search, in characters."""
 
-# The mean length is taken from this many rows: it varies little, and to read it a row's words are fetched.
+# The mean length is taken from this many rows: it varies little, and to read it rows are visited.
 _SAMPLE = 1000
 
 ORG = bindparam("org_id", type_=Uuid())
@@ -65,7 +68,7 @@ class Corpus:
 
     Attributes:
         rows: how many memories the scope holds, of any status.
-        mean_length: distinct lexemes of a memory, on average.
+        mean_length: of a memory, on average; a tenth of its bytes.
     """
 
     rows: int
@@ -89,19 +92,15 @@ def check_text(text: object) -> str:
 def corpus(*, by_agent: bool) -> Select[int, float]:
     """Count a scope's rows, and average the length of the first of them."""
     rows = select(literal_column("1", Integer())).where(Memory.org_id == ORG)
-    lengths = select(func.length(Memory.search_vector).label("length")).where(Memory.org_id == ORG)
+    lengths = select(func.octet_length(Memory.content).label("length")).where(Memory.org_id == ORG)
     if by_agent:
         named = Memory.agent_id == func.any(bindparam("agents", type_=ARRAY(Uuid())))
         rows, lengths = rows.where(named), lengths.where(named)
     sample = lengths.limit(_SAMPLE).subquery("sample")
     mean = select(func.coalesce(func.avg(sample.c.length), 1)).scalar_subquery()
-    # No length of 0 to divide by: a memory of stop words has one.
-    return cast(
-        "Select[int, float]",
-        select(
-            select(func.count()).select_from(rows.subquery("scope")).scalar_subquery(),
-            func.greatest(mean.cast(Float()), 1.0),
-        ),
+    return select(
+        select(func.count()).select_from(rows.subquery("scope")).scalar_subquery(),
+        mean.cast(Float()) / 10.0,
     )
 
 

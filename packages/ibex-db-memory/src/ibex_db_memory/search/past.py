@@ -123,6 +123,7 @@ _MOVED = """
 
 _WORDS = """CASE WHEN v.content = m.content THEN m.search_vector
             ELSE to_tsvector('pg_catalog.english', v.content) END"""
+_LENGTH = "octet_length(v.content) / CAST(10.0 AS float8)"
 
 _PAST = """
     past AS MATERIALIZED (
@@ -142,19 +143,19 @@ _PAST = """
         WHERE m.org_id = :org_id {where}
     )"""
 
-# As the function memories_bm25 has it (memory_0002), over what was said then.
+# As the function memories_bm25 has it (memory_0007), over what was said then.
 _LEXICAL = """,
     quoted AS MATERIALIZED (
         SELECT '''' || replace(replace(word.lexeme, '\\', '\\\\'), '''', '''''') || '''' AS term
         FROM unnest(to_tsvector('pg_catalog.english', :text)) word
     ), corpus AS MATERIALIZED (
-        SELECT count(*) AS memories, CAST(greatest(avg(length(words)), 1) AS float8) AS mean_length FROM past
+        SELECT count(*) AS memories, CAST(avg(length) AS float8) AS mean_length FROM past
     ), found AS MATERIALIZED (
-        SELECT past.id, past.words FROM past
+        SELECT past.id, past.words, past.length FROM past
         WHERE past.words @@ (SELECT CAST(string_agg(term, ' | ') AS tsquery) FROM quoted)
     ), used AS (
-        SELECT found.id, length(found.words) AS length, count(*) OVER (PARTITION BY quoted.term) AS df,
-            CAST(ts_rank_cd('{1, 1, 1, 1}', found.words, CAST(quoted.term AS tsquery)) AS float8) AS tf
+        SELECT found.id, found.length, count(*) OVER (PARTITION BY quoted.term) AS df,
+            CAST(least(ts_rank_cd('{1, 1, 1, 1}', found.words, CAST(quoted.term AS tsquery)), 4) AS float8) AS tf
         FROM quoted JOIN found ON found.words @@ CAST(quoted.term AS tsquery)
     ), lexical AS (
         SELECT used.id, sum(round(
@@ -265,7 +266,7 @@ def _judged(shape: frozenset[str], *, vector: bool, words: bool, floor: bool, be
     similarity = _AT_HOME if beside is None else _BESIDE
     columns = [f"{similarity if vector else 'CAST(NULL AS float8)'} AS similarity"]
     if words:
-        columns += [f"{_WORDS} AS words", f"{passes} AS passes"]
+        columns += [f"{_WORDS} AS words", f"{_LENGTH} AS length", f"{passes} AS passes"]
     # The words' statistics are of all that the named agents knew, whatever the other filters let through.
     scope = f"AND {CONDITIONS['agents']}" if "agents" in shape else ""
     where = scope if words else f"AND {passes}"

@@ -235,7 +235,7 @@ class Finding(Past):
             **filters.parameters,
             **(weights or HotWeights()).parameters,
         }
-        rows = await self._rows(ranking.statement(filters.shape), parameters)
+        rows = await self._rows(ranking.statement(filters.shape, explain=explain), parameters)
         return [HotMemory(memory, score, ScoreParts(*parts) if explain else None) for memory, score, *parts in rows]
 
     async def _nearest(self, embedding: Vector, filters: Filters, limit: int, *, exact: bool) -> Hits:

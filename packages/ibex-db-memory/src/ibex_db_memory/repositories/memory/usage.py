@@ -11,6 +11,7 @@ from ibex_db_core import validation
 from ibex_db_core.errors import InvalidInputError
 from ibex_db_core.repository import BaseRepository
 from ibex_db_memory.models import Memory
+from ibex_db_memory.repositories.memory import turns
 
 # What the statements below change; objects that the session has loaded are given the new values.
 _KEPT_BY_BOOKS = (
@@ -118,6 +119,7 @@ class Usage(BaseRepository[Memory]):
     async def _counted(self, statement: TextClause, idents: list[UUID], **parameters: object) -> int:
         if not idents:
             return 0
+        await turns.take(self._session, self._tenant, idents)
         rows = await self._rows(statement, {"org_id": self._tenant, "ids": idents, **parameters})
         for ident, *values in rows:
             loaded = self._session.identity_map.get(identity_key(Memory, (self._tenant, ident)))

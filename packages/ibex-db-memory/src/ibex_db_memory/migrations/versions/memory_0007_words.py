@@ -1,0 +1,214 @@
+"""An index of words that is each organization's own; newest first by index; triggers that counters do not reach.
+
+Revision ID: memory_0007
+
+The index of words was over search_vector: one entry for a word, whoever said
+it.  A search found it in the neighbours' rows too, and threw those away, which
+cost time, and told by time how often neighbours say a word.  Now an entry is
+of an organization, a word, and how often one memory says it: what was read
+from each found row's words (stored out of line, most of a search's time) is in
+the index already.
+
+The indexes are built under a lock that writers wait for.  On a large table
+make the function and build each partition's indexes beforehand, as this
+revision does and CONCURRENTLY; what is there is taken, and not built again.
+
+Processes of before this revision give the mean length of a memory in lexemes;
+the length that the function compares with it is a tenth of a content's bytes,
+which is about as many.  Their searches go on, with scores that differ a little.
+"""
+
+from alembic import op
+
+from ibex_db_core.policies import OWNER_ROLE, SEARCH_ROLE, TENANT_EXPRESSION
+
+revision = "memory_0007"
+down_revision = "memory_0006"
+branch_labels = None
+depends_on = None
+
+# 12 bytes of SHA-256: nobody finds a word whose entry is that of another organization's.  The digit is how often
+# the memory says the word, 4 standing for more: beyond, BM25 adds next to nothing.
+# COST: no plan should compute this for a row that an index could have left out.
+_WORD_KEYS = """
+CREATE OR REPLACE FUNCTION ibex_core.memories_word_keys(org uuid, words tsvector) RETURNS bytea[]
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE COST 1000 SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    RETURN ARRAY(SELECT substring(sha256(uuid_send(org) || convert_to(
+            least(COALESCE(cardinality(said.positions), 1), 4)::text || said.lexeme, 'UTF8')) FROM 1 FOR 12)
+        FROM unnest(words) said);
+END $$
+"""
+_KEYS_SIGNATURE = "ibex_core.memories_word_keys(uuid, tsvector)"
+_INDEXES = (
+    (
+        "CREATE INDEX memories_words_idx ON ibex_core.memories "
+        "USING gin (ibex_core.memories_word_keys(org_id, search_vector)) WITH (fastupdate = off)"
+    ),
+    "CREATE INDEX memories_created_at_idx ON ibex_core.memories (org_id, created_at, id)",
+)
+_OLD_INDEX = """
+CREATE INDEX memories_search_vector_idx ON ibex_core.memories USING gin (search_vector) WITH (fastupdate = off)
+"""
+
+# As the first migration names them: the parent's name, plus _pNN.
+_RENAME_PARTITION_INDEXES = """
+DO $$
+DECLARE
+    found record;
+BEGIN
+    FOR found IN
+        SELECT child.oid::regclass AS child, parent.relname || substring(part.relname from '_p[0-9]+$') AS name
+        FROM pg_catalog.pg_inherits i
+        JOIN pg_catalog.pg_class child ON child.oid = i.inhrelid
+        JOIN pg_catalog.pg_class parent ON parent.oid = i.inhparent
+        JOIN pg_catalog.pg_index x ON x.indexrelid = child.oid
+        JOIN pg_catalog.pg_class part ON part.oid = x.indrelid
+        WHERE parent.relname IN ({names}) AND parent.relnamespace = 'ibex_core'::regnamespace
+            AND child.relname <> parent.relname || substring(part.relname from '_p[0-9]+$')
+    LOOP
+        EXECUTE format('ALTER INDEX %s RENAME TO %I', found.child, found.name);
+    END LOOP;
+END $$
+"""
+
+_HEAD = """
+CREATE OR REPLACE FUNCTION ibex_core.memories_bm25(
+    query text, agents uuid[], corpus_rows bigint, mean_length float8, k1 float8, b float8
+) RETURNS TABLE (memory_id uuid, score float8)
+LANGUAGE plpgsql STABLE PARALLEL SAFE SECURITY DEFINER ROWS 1000
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+SET jit = off
+AS $$"""
+# Okapi BM25, as memory_0002 has it and explains it, with the length of a memory from its bytes: octet_length() reads
+# the header of a value, not the value.  A word that is said n times has an entry of its own for each n, so each row is
+# visited once for each of the query's words that it says, and nothing of it is read from out of line.
+_BM25 = f"""{_HEAD}
+#variable_conflict use_column
+DECLARE
+    org CONSTANT uuid := {TENANT_EXPRESSION};
+    asked CONSTANT text[] := tsvector_to_array(to_tsvector('english'::regconfig, query));
+BEGIN
+    IF org IS NULL OR cardinality(asked) = 0 THEN
+        RETURN;
+    END IF;
+    RETURN QUERY
+    WITH said AS MATERIALIZED (
+        SELECT word.number, word.tf, m.id, m.length
+        FROM (
+            SELECT number, times::float8 AS tf,
+                substring(sha256(uuid_send(org) || convert_to(times::text || lexeme, 'UTF8')) FROM 1 FOR 12) AS key
+            FROM unnest(asked) WITH ORDINALITY AS asked (lexeme, number), generate_series(1, 4) AS times
+        ) word
+        CROSS JOIN LATERAL (
+            SELECT m.id, octet_length(m.content) / 10.0::float8 AS length
+            FROM ibex_core.memories m
+            WHERE m.org_id = org AND (agents IS NULL OR m.agent_id = ANY (agents))
+                AND ibex_core.memories_word_keys(m.org_id, m.search_vector) @> ARRAY[word.key]
+        ) m
+    ), weighed AS (
+        SELECT number, ln(1 + (greatest(corpus_rows - count(*), 0) + 0.5::float8) / (count(*) + 0.5::float8)) AS idf
+        FROM said GROUP BY number
+    )
+    SELECT said.id, sum(round(
+            idf * said.tf * (k1 + 1) / (said.tf + k1 * (1 - b + b * said.length / mean_length)) * 4294967296
+        )) / 4294967296
+    FROM said JOIN weighed USING (number)
+    GROUP BY said.id;
+END $$
+"""
+# As memory_0002 has it.
+_OLD_BM25 = f"""{_HEAD}
+#variable_conflict use_column
+DECLARE
+    org CONSTANT uuid := {TENANT_EXPRESSION};
+    terms tsquery[];
+    any_term tsquery;
+BEGIN
+    -- Quoted as tsquery's input wants it: no word of a text is ever an operator.
+    SELECT array_agg(quoted::tsquery), string_agg(quoted, ' | ')::tsquery INTO terms, any_term
+    FROM (
+        SELECT '''' || replace(replace(word.lexeme, '\\', '\\\\'), '''', '''''') || ''''
+        FROM unnest(to_tsvector('english'::regconfig, query)) word
+    ) AS words (quoted);
+    IF org IS NULL OR terms IS NULL THEN
+        RETURN;
+    END IF;
+    RETURN QUERY
+    WITH found AS MATERIALIZED (
+        -- Concatenated with nothing: read from out of line once, not for each term.
+        SELECT m.id, m.search_vector || ''::tsvector AS words
+        FROM ibex_core.memories m
+        WHERE m.org_id = org AND (agents IS NULL OR m.agent_id = ANY (agents)) AND m.search_vector @@ any_term
+    ), used AS (
+        SELECT found.id, length(found.words) AS length, count(*) OVER (PARTITION BY term.number) AS df,
+            ts_rank_cd('{{1, 1, 1, 1}}', found.words, term.query)::float8 AS tf
+        FROM unnest(terms) WITH ORDINALITY AS term (query, number)
+        JOIN found ON found.words @@ term.query
+    )
+    SELECT used.id, sum(round(
+            ln(1 + (greatest(corpus_rows - used.df, 0) + 0.5::float8) / (used.df + 0.5::float8))
+            * used.tf * (k1 + 1) / (used.tf + k1 * (1 - b + b * used.length / mean_length)) * 4294967296
+        )) / 4294967296
+    FROM used
+    GROUP BY used.id;
+END $$
+"""
+
+# An UPDATE that names none of these columns cannot change them: counters do not even have them compared, which
+# fetched long contents from out of line.
+_AFTER_UPDATE = """
+CREATE TRIGGER memories_after_update AFTER UPDATE{of} ON ibex_core.memories
+    FOR EACH ROW WHEN (
+        NEW.content IS DISTINCT FROM OLD.content
+        OR NEW.category IS DISTINCT FROM OLD.category
+        OR NEW.status IS DISTINCT FROM OLD.status
+        OR NEW.confidence IS DISTINCT FROM OLD.confidence
+        OR NEW.metadata IS DISTINCT FROM OLD.metadata
+        OR NEW.valid_from IS DISTINCT FROM OLD.valid_from
+        OR NEW.valid_until IS DISTINCT FROM OLD.valid_until)
+    EXECUTE FUNCTION ibex_core.memories_next_version()
+"""
+_KEPT = " OF content, category, status, confidence, metadata, valid_from, valid_until"
+
+
+def upgrade() -> None:
+    """Make the indexes, and have the function read the new one."""
+    op.execute(f"SET LOCAL ROLE {OWNER_ROLE}")
+    op.execute(_WORD_KEYS)
+    for index in _INDEXES:
+        op.execute(index)
+    op.execute(_RENAME_PARTITION_INDEXES.format(names="'memories_words_idx', 'memories_created_at_idx'"))
+    op.execute(f"GRANT SELECT (content) ON ibex_core.memories TO {SEARCH_ROLE}")
+    _replace(_BM25)
+    op.execute("DROP INDEX ibex_core.memories_search_vector_idx")
+    _watch(_KEPT)
+    op.execute("SET LOCAL ROLE NONE")
+
+
+def downgrade() -> None:
+    """Search the one index of everybody's words again."""
+    op.execute(f"SET LOCAL ROLE {OWNER_ROLE}")
+    _watch("")
+    op.execute(_OLD_INDEX)
+    op.execute(_RENAME_PARTITION_INDEXES.format(names="'memories_search_vector_idx'"))
+    _replace(_OLD_BM25)
+    op.execute(f"REVOKE SELECT (content) ON ibex_core.memories FROM {SEARCH_ROLE}")
+    op.execute("DROP INDEX ibex_core.memories_created_at_idx, ibex_core.memories_words_idx")
+    op.execute(f"DROP FUNCTION {_KEYS_SIGNATURE}")
+    op.execute("SET LOCAL ROLE NONE")
+
+
+def _replace(function: str) -> None:
+    """Be the search role, who owns the function and may make nothing in the schema, for just this long."""
+    op.execute(f"GRANT CREATE ON SCHEMA ibex_core TO {SEARCH_ROLE}")
+    op.execute(f"SET LOCAL ROLE {SEARCH_ROLE}")
+    op.execute(function)
+    op.execute(f"SET LOCAL ROLE {OWNER_ROLE}")
+    op.execute(f"REVOKE CREATE ON SCHEMA ibex_core FROM {SEARCH_ROLE}")
+
+
+def _watch(columns: str) -> None:
+    op.execute("DROP TRIGGER memories_after_update ON ibex_core.memories")
+    op.execute(_AFTER_UPDATE.format(of=columns))
