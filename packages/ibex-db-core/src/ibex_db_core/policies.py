@@ -46,6 +46,21 @@ def tenant_predicate(column: str, expression: str = TENANT_EXPRESSION) -> str:
     return f"{column} = {expression}"
 
 
+# A migration that hands the search function over must be able to become its new
+# owner.  It may step into that role, and does not inherit its policy (before 16
+# there was no such difference; the owner could switch row security off anyway).
+SEARCH_TO_OWNER = f"""
+DO $$ BEGIN
+    IF current_setting('server_version_num')::int >= 160000 THEN
+        EXECUTE 'GRANT {SEARCH_ROLE} TO {OWNER_ROLE} WITH INHERIT FALSE, SET TRUE';
+    ELSE
+        EXECUTE 'GRANT {SEARCH_ROLE} TO {OWNER_ROLE}';
+    END IF;
+EXCEPTION WHEN unique_violation THEN NULL;
+END $$
+"""
+
+
 def create_roles() -> list[str]:
     """Make the roles of the cluster, safely when many databases migrate at once.
 

@@ -17,6 +17,7 @@ from ibex_db_core.policies import (
     APP_ROLE,
     OWNER_ROLE,
     PLATFORM_ROLE,
+    SEARCH_TO_OWNER,
     SIGNED_ORG,
     create_roles,
     create_trigger_functions,
@@ -49,6 +50,7 @@ def _block(title: str, statements: Iterable[str]) -> str:
 def _ground() -> list[str]:
     return [
         *create_roles(),
+        SEARCH_TO_OWNER,
         "CREATE EXTENSION IF NOT EXISTS vector",
         f"CREATE SCHEMA {SCHEMA} AUTHORIZATION {OWNER_ROLE}",
         f"GRANT USAGE ON SCHEMA {SCHEMA} TO {APP_ROLE}, {PLATFORM_ROLE}",

@@ -10,7 +10,7 @@ from ibex_db_core.policies import (
     APP_ROLE,
     OWNER_ROLE,
     PLATFORM_ROLE,
-    SEARCH_ROLE,
+    SEARCH_TO_OWNER,
     create_roles,
     create_trigger_functions,
     drop_trigger_functions,
@@ -21,27 +21,13 @@ down_revision = None
 branch_labels = ("core",)
 depends_on = None
 
-# A migration that hands the search function over must be able to become its new
-# owner.  It may step into that role, and does not inherit its policy (before 16
-# there was no such difference; the owner could switch row security off anyway).
-_SEARCH_TO_OWNER = f"""
-DO $$ BEGIN
-    IF current_setting('server_version_num')::int >= 160000 THEN
-        EXECUTE 'GRANT {SEARCH_ROLE} TO {OWNER_ROLE} WITH INHERIT FALSE, SET TRUE';
-    ELSE
-        EXECUTE 'GRANT {SEARCH_ROLE} TO {OWNER_ROLE}';
-    END IF;
-EXCEPTION WHEN unique_violation THEN NULL;
-END $$
-"""
-
 
 def upgrade() -> None:
     """Make what the tables of every wheel stand on."""
     for statement in create_roles():
         op.execute(statement)
     op.execute("CREATE EXTENSION IF NOT EXISTS vector")
-    op.execute(_SEARCH_TO_OWNER)
+    op.execute(SEARCH_TO_OWNER)
     # The owner role owns the schema and all in it, so whoever migrates later
     # needs no more than membership.
     op.execute(f"GRANT {OWNER_ROLE} TO CURRENT_USER")
