@@ -3,6 +3,7 @@
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from ibex_db_core.sharding import SHARDED
 from ibex_db_core.errors import ConfigurationError, MigrationError, UnsafeRoleError
 from ibex_db_core.policies import APP_ROLE, OWNER_ROLE, PLATFORM_ROLE, SEARCH_ROLE
 
@@ -22,6 +23,8 @@ _WHO = text(
     SELECT current_user AS login,
            EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = '{APP_ROLE}')
            AND pg_catalog.to_regclass('ibex_core.alembic_version') IS NOT NULL AS migrated,
+           -- No such table without the extension, and nobody without it pays for looking further.
+           pg_catalog.to_regclass('pg_catalog.pg_dist_partition') IS NOT NULL AS citus,
            me.rolsuper, me.rolbypassrls,
            EXISTS (SELECT FROM pg_catalog.pg_roles r WHERE r.rolname = '{OWNER_ROLE}' AND {_MEMBER}),
            EXISTS (SELECT FROM pg_catalog.pg_roles r
@@ -46,8 +49,13 @@ _PLATFORM = text(
 )
 
 
+_DISTRIBUTED = text(
+    "SELECT EXISTS (SELECT FROM pg_catalog.pg_dist_partition WHERE logicalrelid = to_regclass('ibex_core.organizations'))"
+)
+
+
 async def verify(engine: AsyncEngine, *, step_down: bool) -> None:
-    """Refuse a login that could read past the policies, and a database without our schema.
+    """Refuse a login that could read past the policies, and a database without our schema; note a distributed one.
 
     Args:
         engine: of the login.
@@ -59,9 +67,11 @@ async def verify(engine: AsyncEngine, *, step_down: bool) -> None:
     """
     async with engine.connect() as connection:
         row = (await connection.execute(_WHO)).one()
+        sharded = bool(row.citus and await connection.scalar(_DISTRIBUTED))
+    setattr(engine.dialect, SHARDED, sharded)
     if not row.migrated:
         raise MigrationError("this database has no ibex_core schema: run `ibex-db upgrade`, or await db.upgrade()")
-    why = next((reason for reason, holds in zip(_UNSAFE, row[2:], strict=True) if holds), None)
+    why = next((reason for reason, holds in zip(_UNSAFE, row[3:], strict=True) if holds), None)
     if why is not None and not step_down:
         raise UnsafeRoleError(row.login, why)
 

@@ -25,12 +25,17 @@ BEGIN
                         TABLE = TG_TABLE_NAME, SCHEMA = TG_TABLE_SCHEMA;
             END IF;
         END IF;
+        -- import_() brings the versions along, in the next statement: none may stand in place of the first.
+        CONTINUE WHEN current_setting('app.versions_follow', true) = 'on';
         INSERT INTO ibex_core.memory_versions (org_id, memory_id, version_num, operation,
-            content, category, status, confidence, metadata, valid_from, valid_until, change_reason, changed_by)
+            content, category, status, confidence, metadata, valid_from, valid_until, change_reason, changed_by,
+            created_at)
         VALUES (n.org_id, n.id, 1, COALESCE(NULLIF(current_setting('app.change_operation', true), ''), 'created'),
             n.content, n.category, n.status, n.confidence, n.metadata, n.valid_from, n.valid_until,
             NULLIF(current_setting('app.change_reason', true), ''),
-            NULLIF(current_setting('app.changed_by', true), '')::uuid)
+            NULLIF(current_setting('app.changed_by', true), '')::uuid,
+            -- The transaction of the worker began a little later than the coordinator's, whose time the memory has.
+            n.created_at)
         ON CONFLICT (org_id, memory_id, version_num) DO NOTHING;
     END LOOP;
     RETURN NULL;

@@ -40,7 +40,7 @@ class Wording(Spaces):
     async def _worded(self, text: str, filters: Filters, limit: int, *, fresh: bool, explain: bool) -> Hits:
         corpus = await self._corpus(filters, fresh=fresh)
         parameters = {**self._words(text, filters, corpus), "limit": limit}
-        rows = (await self._execute(lexical.statement(filters.shape), parameters)).all()
+        rows = (await self._execute(lexical.statement(filters.shape, sharded=self._sharded), parameters)).all()
         hits = [
             Hit(memory, score, None, score, HitParts(lexical_rank=place) if explain else None)
             for place, (memory, score) in enumerate(rows, 1)
@@ -101,7 +101,9 @@ class Wording(Spaces):
     ) -> tuple[list[Hit], int]:
         """Return the hits, and how many candidates the vector leg brought: at least as many as there are, if any."""
         floor = "min_similarity" in parameters
-        statement = fusion.statement(filters.shape, exact=exact, floor=floor, beside=space.beside)
+        statement = fusion.statement(
+            filters.shape, exact=exact, floor=floor, beside=space.beside, sharded=self._sharded
+        )
         rows = (await self._execute(statement, parameters)).all()
         hits = [
             Hit(memory, score, similarity, said, HitParts(*parts) if explain else None)
