@@ -130,7 +130,7 @@ def best(
     also: Sequence[Any] = (),
     where: Sequence[Any] = (),
     sharded: bool = False,
-) -> Subquery:
+) -> Subquery | CTE:
     """Return the best of the scored memories that pass the filters: memory_id, score and ``also``, best first.
 
     Rows are looked up in order of their score until enough have passed: the
@@ -147,13 +147,13 @@ def best(
         one = select(literal_column("1", Integer()).label("passed"), *also)
         passing = one.where(Memory.id == ranked.c.memory_id, *pass_on).limit(1).lateral("passing")
         joined = ranked.join(passing, true())
-    return (
+    found = (
         select(ranked.c.memory_id, ranked.c.score, *(passing.c[column.name] for column in also))
         .select_from(joined)
         .order_by(ranked.c.score.desc(), ranked.c.memory_id)
         .limit(limit)
-        .subquery("worded")
     )
+    return found.cte("worded").prefix_with("MATERIALIZED") if sharded else found.subquery("worded")
 
 
 @cache

@@ -77,6 +77,13 @@ class Wording(Spaces):
         exact: bool,
         explain: bool,
     ) -> Hits:
+        if self._sharded and space.id is not None:
+            raise InvalidInputError(
+                "text",
+                text,
+                "cannot be searched for together with a vector here: the database is distributed, and the "
+                "organization's vectors lie beside its memories since it moved to another model; ask for one of the two",
+            )
         corpus = await self._corpus(filters, fresh=exact)
         plan = Plan(exact=True, reason="asked for") if exact else decide(corpus.rows, space)
         parameters = {
