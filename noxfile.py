@@ -197,6 +197,15 @@ def importers(session: nox.Session) -> None:
     session.run("pytest", "packages/ibex-db-memory/tests/test_importers_peers.py", *session.posargs)
 
 
+@nox.session(default=False)
+def citus(session: nox.Session) -> None:
+    """Test on a Citus cluster: IBEX_CITUS_URL names a superuser in a database of its coordinator."""
+    if not os.environ.get("IBEX_CITUS_URL"):
+        session.skip("IBEX_CITUS_URL is not set: name a superuser in a database of a Citus coordinator with workers")
+    _sync(session, "test")
+    session.run("pytest", "tests/citus", *session.posargs)
+
+
 @nox.session(default=False, venv_backend="none")
 def everything(session: nox.Session) -> None:
     """Run the whole matrix after everything else, and a table of it at the end; about an hour and a half."""

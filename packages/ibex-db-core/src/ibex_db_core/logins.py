@@ -3,9 +3,9 @@
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from ibex_db_core.sharding import SHARDED
 from ibex_db_core.errors import ConfigurationError, MigrationError, UnsafeRoleError
 from ibex_db_core.policies import APP_ROLE, OWNER_ROLE, PLATFORM_ROLE, SEARCH_ROLE
+from ibex_db_core.sharding import SHARDED
 
 _UNSAFE = (
     "is a superuser",
@@ -50,7 +50,8 @@ _PLATFORM = text(
 
 
 _DISTRIBUTED = text(
-    "SELECT EXISTS (SELECT FROM pg_catalog.pg_dist_partition WHERE logicalrelid = to_regclass('ibex_core.organizations'))"
+    "SELECT EXISTS (SELECT FROM pg_catalog.pg_dist_partition p "
+    "WHERE p.logicalrelid = to_regclass('ibex_core.organizations'))"
 )
 
 

@@ -86,7 +86,7 @@ def _name(rule: ForeignKeyConstraint) -> str:
 
 
 def _conventional(rule: ForeignKeyConstraint) -> str:
-    return "_".join((cast("Table", rule.table).name, *(element.parent.name for element in rule.elements), "fkey"))
+    return "_".join((rule.table.name, *(element.parent.name for element in rule.elements), "fkey"))
 
 
 def _statement(rule: ForeignKeyConstraint) -> str:

@@ -342,7 +342,8 @@ def _parent(state: cluster.State, name: str, table: str) -> str:
 
 
 _FLOORS_THERE = """SELECT coalesce(json_agg(c.relname || ' ' || p.polpermissive::text), '[]') FROM pg_policy p
-    JOIN pg_class c ON c.oid = p.polrelid WHERE c.relnamespace = to_regnamespace('ibex_core') AND p.polname LIKE '%floor'"""
+    JOIN pg_class c ON c.oid = p.polrelid
+    WHERE c.relnamespace = to_regnamespace('ibex_core') AND p.polname LIKE '%floor'"""
 
 
 def _floors(connection: Connection, models: MetaData, state: cluster.State, _shards: int) -> Iterator[Step]:

@@ -24,8 +24,8 @@ _OF_A_TABLE = """SELECT json_build_object(
     'triggers', ARRAY(SELECT regexp_replace(t.tgname, '_[0-9]{6,}$', '') || ' ' || t.tgenabled::text
         || CASE t.tgfoid WHEN 0 THEN '' ELSE t.tgfoid::regproc::text END FROM pg_trigger t
         WHERE t.tgrelid = c.oid AND NOT t.tgisinternal AND NOT starts_with(t.tgname, 'truncate_trigger') ORDER BY 1),
-    'rules', ARRAY(SELECT k.contype::text || ' ' || left(regexp_replace(k.conname, '_[0-9]{6,}$', ''), 40) FROM pg_constraint k
-        WHERE k.conrelid = c.oid AND k.contype IN ('c', 'f', 'p', 'u') AND k.convalidated ORDER BY 1)
+    'rules', ARRAY(SELECT k.contype::text || ' ' || left(regexp_replace(k.conname, '_[0-9]{6,}$', ''), 40)
+        FROM pg_constraint k WHERE k.conrelid = c.oid AND k.contype IN ('c', 'f', 'p', 'u') AND k.convalidated ORDER BY 1)
 )::text FROM pg_class c WHERE c.oid = """
 
 

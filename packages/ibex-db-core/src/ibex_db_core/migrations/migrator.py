@@ -150,7 +150,7 @@ class Migrator:
             return await connection.run_sync(lambda live: plan(live, metadata(), shards=shards))
 
     async def distribute(self, *, shards: int = 32, told: "Callable[[Step], None] | None" = None) -> "list[Step]":
-        """Distribute a migrated database over the workers of its Citus cluster, by organization; return the steps taken.
+        """Distribute a migrated database over the workers of its Citus cluster; return the steps taken.
 
         Idempotent: takes the steps that are missing, each in a transaction of its own, and so goes on where an
         earlier call was cut short.  Services must be stopped: tables are locked while their rows move.

@@ -1,7 +1,7 @@
 """What triggers call in a distributed database, in place of the functions of the same names.
 
-No distributed query takes a transition table, nor a sub-select in VALUES: these go through the rows one by one, and
-ask for each with its organization, whose every row is on the same worker.
+No distributed query takes a transition table, nor a sub-select in VALUES: these go through the rows, and ask
+with their organization, whose every row is on the same worker.
 """
 
 from ibex_db_core.guards import Function
@@ -10,14 +10,15 @@ FIRST_VERSION = Function(
     "memories_first_version",
     """
 DECLARE
-    n record;
+    org uuid;
     space record;
+    versions text;
 BEGIN
-    FOR n IN SELECT * FROM added LOOP
-        IF n.embedding IS NOT NULL THEN
+    FOR org IN SELECT DISTINCT a.org_id FROM added a LOOP
+        IF EXISTS (SELECT FROM added a WHERE a.org_id = org AND a.embedding IS NOT NULL) THEN
             -- What the writer believed of the organization's vectors no longer holds: cut_over() was there first.
             SELECT s.dimensions, s.embedding_model INTO space FROM ibex_core.embedding_spaces s
-            WHERE s.org_id = n.org_id AND s.status = 'active' AND NOT s.in_memories;
+            WHERE s.org_id = org AND s.status = 'active' AND NOT s.in_memories;
             IF FOUND THEN
                 RAISE EXCEPTION 'vectors have % dimensions, of %: the organization moved to that model',
                     space.dimensions, space.embedding_model
@@ -27,16 +28,17 @@ BEGIN
         END IF;
         -- import_() brings the versions along, in the next statement: none may stand in place of the first.
         CONTINUE WHEN current_setting('app.versions_follow', true) = 'on';
-        INSERT INTO ibex_core.memory_versions (org_id, memory_id, version_num, operation,
-            content, category, status, confidence, metadata, valid_from, valid_until, change_reason, changed_by,
-            created_at)
-        VALUES (n.org_id, n.id, 1, COALESCE(NULLIF(current_setting('app.change_operation', true), ''), 'created'),
-            n.content, n.category, n.status, n.confidence, n.metadata, n.valid_from, n.valid_until,
+        -- One statement, not one a row: to plan a distributed one takes longer than to insert.  The time is the
+        -- memory's: the transaction of the worker began a little later than the coordinator's.
+        SELECT string_agg(format('(%L, %L, 1, %L, %L, %L, %L, %L, %L, %L, %L, %L, %L, %L)', a.org_id, a.id,
+            COALESCE(NULLIF(current_setting('app.change_operation', true), ''), 'created'),
+            a.content, a.category, a.status, a.confidence, a.metadata, a.valid_from, a.valid_until,
             NULLIF(current_setting('app.change_reason', true), ''),
-            NULLIF(current_setting('app.changed_by', true), '')::uuid,
-            -- The transaction of the worker began a little later than the coordinator's, whose time the memory has.
-            n.created_at)
-        ON CONFLICT (org_id, memory_id, version_num) DO NOTHING;
+            NULLIF(current_setting('app.changed_by', true), ''), a.created_at), ', ')
+        INTO versions FROM added a WHERE a.org_id = org;
+        EXECUTE 'INSERT INTO ibex_core.memory_versions (org_id, memory_id, version_num, operation, content, category, '
+            'status, confidence, metadata, valid_from, valid_until, change_reason, changed_by, created_at) VALUES '
+            || versions || ' ON CONFLICT (org_id, memory_id, version_num) DO NOTHING';
     END LOOP;
     RETURN NULL;
 END """,

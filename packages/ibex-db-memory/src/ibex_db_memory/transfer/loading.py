@@ -231,8 +231,12 @@ class Loader:
                 for one in batch
             ]
             versions = [one.versions or [_first(one)] for one in batch]
-            include = self._include_erased
-            return await sharded.load(self._execute, self._org_id, self.space, batch, fingerprints, versions, include)
+            return await sharded.load(
+                *(self._execute, self._org_id, self.space, batch),
+                fingerprints=fingerprints,
+                versions=versions,
+                include_erased=self._include_erased,
+            )
         rows = await self._execute(_LOAD[self.space.id is not None], self._parameters(batch))
         return cast("Sequence[Sequence[Any]]", rows.all())
 

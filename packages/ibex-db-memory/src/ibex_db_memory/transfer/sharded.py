@@ -44,9 +44,10 @@ async def load(
     org_id: UUID,
     space: Space,
     batch: Sequence[Incoming],
+    *,
     fingerprints: Sequence[Sequence[str | None]],
     versions: Sequence[Sequence[Mapping[str, Any]]],
-    include_erased: bool,  # noqa: FBT001
+    include_erased: bool,
 ) -> Sequence[Sequence[Any]]:
     """Load a batch; return what loading's one statement does: id, outcome, twin, and what was not here."""
     ids = [cast("UUID", one.values["id"]) for one in batch]
@@ -84,11 +85,12 @@ async def load(
     found = (await execute(_TWINS, twins)).all() if len(inserted) < len(fresh) else []
     held = {(agent_id, content_hash): ident for ident, agent_id, content_hash in found}
     told = {row["id"]: row for row in rows}
-    return [_outcome(one, erased, known, inserted, held, told) for one in batch]
+    return [_outcome(one, erased=erased, known=known, inserted=inserted, held=held, rows=told) for one in batch]
 
 
 def _outcome(
     one: Incoming,
+    *,
     erased: set[UUID],
     known: set[UUID],
     inserted: Mapping[UUID, bool],

@@ -121,9 +121,9 @@ class Erasing(BaseRepository[T]):
                 ).where(one.where)
                 into = ["org_id", "receipt_id", "subject_kind", "subject_id", "fingerprint"]
                 if is_sharded(self._session.get_bind()):  # which refuses INSERT ... SELECT where policies apply
-                    known = [dict(zip(into, found, strict=True)) for found in (await self._execute(row)).all()]
-                    for start in range(0, len(known), BATCH):
-                        await self._execute(insert(ErasureTombstone).values(known[start : start + BATCH]))
+                    gone = [dict(zip(into, found, strict=True)) for found in (await self._execute(row)).all()]
+                    for start in range(0, len(gone), BATCH):
+                        await self._execute(insert(ErasureTombstone).values(gone[start : start + BATCH]))
                     continue
                 # Without the defaults: Python's would be one id for all rows, the database's is one for each.
                 await self._execute(insert(ErasureTombstone).from_select(into, row, include_defaults=False))

@@ -137,7 +137,7 @@ async def insert_memories(execute: Execute, rows: Iterable[Mapping[str, Any]]) -
                 )
             )
             found = (await execute(statement.returning(_MEMORIES.c.id, _MEMORIES.c.expires_at))).all()
-            inserted.update({ident: expires_at for ident, expires_at in found})
+            inserted.update((ident, expires_at) for ident, expires_at in found)
     if not any(inserted.values()):
         return dict.fromkeys(inserted, False)
     now: datetime = (await execute(select(func.now()))).scalar_one()  # which no RETURNING may say

@@ -82,7 +82,8 @@ class Wording(Spaces):
                 "text",
                 text,
                 "cannot be searched for together with a vector here: the database is distributed, and the "
-                "organization's vectors lie beside its memories since it moved to another model; ask for one of the two",
+                "organization's vectors lie beside its memories since it moved to another model; "
+                "ask for one of the two",
             )
         corpus = await self._corpus(filters, fresh=exact)
         plan = Plan(exact=True, reason="asked for") if exact else decide(corpus.rows, space)
