@@ -43,6 +43,12 @@ SERVICE = nox.project.dependency_groups(PYPROJECT, "service")
 # Two processes, each with a server of its own: a small machine has two cores, and a test waits for its server anyway.
 SHARED = ("-n", "2", "--dist", "worksteal")
 
+# What the tests on Citus import from their neighbours.
+_SHARED_WITH_CITUS = (
+    *("tests/isolation/two.py", "tests/isolation/ways.py"),
+    *("tests/routing/arms.py", "tests/routing/recorder.py", "tests/routing/workload.py"),
+)
+
 # Run before a wheel's tests, in their environment: what is imported comes from
 # site-packages, and the wheels above the one under test are not there.
 PROOF = """
@@ -96,8 +102,9 @@ def types(session: nox.Session) -> None:
     session.run("mypy")
     for wheel in WHEELS:  # a run each: every package has its own conftest.py
         session.run("mypy", f"packages/{wheel}/tests")
-    session.run("mypy", "tests", "--exclude", "^tests/outages/")
+    session.run("mypy", "tests", "--exclude", "^tests/(outages|citus)/")
     session.run("mypy", "tests/outages")
+    session.run("mypy", "tests/citus", *_SHARED_WITH_CITUS)
     session.run("mypy", "examples")
     session.run("mypy", "benchmarks")
     session.run("mypy", "tools")

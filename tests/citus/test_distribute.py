@@ -1,4 +1,4 @@
-"""`ibex-db distribute`: a plan first, every step once, again where it was cut short; and a shard that lost its walls."""
+"""`ibex-db distribute`: a plan first, every step once, again where it was cut short; a shard without its walls."""
 
 import asyncio
 import json

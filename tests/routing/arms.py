@@ -1,6 +1,7 @@
 # pglast gives no attribute of a node a type, and every one may be None.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 # pyright: reportOptionalMemberAccess=false, reportArgumentType=false, reportCallIssue=false
+# pyright: reportOptionalIterable=false, reportOptionalSubscript=false, reportGeneralTypeIssues=false
 """Which reads and writes of a statement are not bound to one organization, by Postgres's own parser.
 
 A reference to a tenant table is bound where the conditions that hold for every one of its rows fix its org_id: to a
@@ -261,7 +262,7 @@ class Statement:
                 return [pair for one in node.args for pair in self._pairs(one, scope)]
             case ast.A_Expr() if node.kind == A_Expr_Kind.AEXPR_OP and node.name[-1].sval == "=":
                 if isinstance(node.lexpr, ast.RowExpr) and isinstance(node.rexpr, ast.RowExpr):
-                    sides = list(zip(node.lexpr.args, node.rexpr.args, strict=True))
+                    sides: list[Any] = list(zip(node.lexpr.args, node.rexpr.args, strict=True))
                 else:
                     sides = [(node.lexpr, node.rexpr)]
                 columns = [(self._column(a, scope), self._column(b, scope)) for a, b in sides]

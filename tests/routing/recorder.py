@@ -54,7 +54,8 @@ class Record:
 
         def note(_connection: object, _cursor: object, sql: str, parameters: Any, *_rest: object) -> None:
             # A list of executions; the rows of one INSERT come as one tuple.
-            for one in parameters if isinstance(parameters, list) else [parameters]:
+            many = cast("list[tuple[Any, ...]]", parameters if isinstance(parameters, list) else [parameters])
+            for one in many:
                 self.sent.append(Sent(sql, tuple(one)))
 
         event.listen(Engine, "before_cursor_execute", note)
@@ -85,7 +86,7 @@ def _taken_apart(sql: str, org_parameters: frozenset[int]) -> Statement:
 def verbs() -> Iterator[tuple[type, str, FunctionType]]:
     """Yield each public verb where it is written: of every repository, of what they are made of, and of a move."""
     public = [value for name in dir(ibex_db) if isinstance(value := getattr(ibex_db, name), type)]
-    families = [found for found in public if issubclass(found, BaseRepository | Reembedding)]
+    families = cast("list[type]", [found for found in public if issubclass(found, BaseRepository | Reembedding)])
     for cls in sorted({base for one in families for base in one.__mro__}, key=lambda cls: cls.__qualname__):
         if not cls.__module__.startswith("ibex_db_"):
             continue

@@ -140,7 +140,7 @@ async def _searches(db: Database, names: Mapping[str, Any], vector: Sequence[flo
             {"embedding": vector, "text": "Oslo"},
         ]
         for filters, leg, as_of in product(_filters(agent_id, run.id), legs, (None, datetime.now(UTC))):
-            past = {} if as_of is None else {"as_of": as_of}
+            past: dict[str, Any] = {} if as_of is None else {"as_of": as_of}
             if not together and len(leg) > 1 and as_of is None:
                 with pytest.raises(InvalidInputError, match="ask for one of the two"):
                     await memories.search(**leg, **filters)
@@ -150,7 +150,8 @@ async def _searches(db: Database, names: Mapping[str, Any], vector: Sequence[flo
             assert f"Lives in Oslo {len(vector)}." in {hit.memory.content for hit in found}, (filters, leg, as_of)
         assert await memories.search(embedding=vector, exact=True, explain=True)
         assert await memories.search(text="Oslo", explain=True, rank=HotWeights())
-        for words in ({}, {"text": "Oslo"}) if together else ({},):
+        worded: Sequence[dict[str, Any]] = [{}, {"text": "Oslo"}] if together else [{}]
+        for words in worded:
             assert await memories.search(embedding=vector, min_similarity=0.5, rank=HotWeights(), **words)
         assert await memories.find_similar(vector, threshold=0.5)
         assert await memories.hot(agent_id=agent_id, explain=True)

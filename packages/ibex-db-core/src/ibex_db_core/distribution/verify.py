@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
+from typing import cast
 
 from sqlalchemy import Connection, MetaData, text
 
@@ -25,7 +26,8 @@ _OF_A_TABLE = """SELECT json_build_object(
         || CASE t.tgfoid WHEN 0 THEN '' ELSE t.tgfoid::regproc::text END FROM pg_trigger t
         WHERE t.tgrelid = c.oid AND NOT t.tgisinternal AND NOT starts_with(t.tgname, 'truncate_trigger') ORDER BY 1),
     'rules', ARRAY(SELECT k.contype::text || ' ' || left(regexp_replace(k.conname, '_[0-9]{6,}$', ''), 40)
-        FROM pg_constraint k WHERE k.conrelid = c.oid AND k.contype IN ('c', 'f', 'p', 'u') AND k.convalidated ORDER BY 1)
+        FROM pg_constraint k
+        WHERE k.conrelid = c.oid AND k.contype IN ('c', 'f', 'p', 'u') AND k.convalidated ORDER BY 1)
 )::text FROM pg_class c WHERE c.oid = """
 
 
@@ -57,6 +59,7 @@ def _of_table(connection: Connection, table: str) -> Iterator[str]:
 
 def _difference(wanted: object, found: object) -> str:
     if isinstance(wanted, list) and isinstance(found, list):
-        lacks, has = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted))
+        should, does = set(cast("list[str]", wanted)), set(cast("list[str]", found))
+        lacks, has = sorted(should - does), sorted(does - should)
         return f"lacks {lacks}" * bool(lacks) + f" has {has}" * bool(has)
     return f"{found}, not {wanted}"

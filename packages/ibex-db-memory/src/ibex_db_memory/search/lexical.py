@@ -147,13 +147,15 @@ def best(
         one = select(literal_column("1", Integer()).label("passed"), *also)
         passing = one.where(Memory.id == ranked.c.memory_id, *pass_on).limit(1).lateral("passing")
         joined = ranked.join(passing, true())
-    found = (
+    found: Any = (
         select(ranked.c.memory_id, ranked.c.score, *(passing.c[column.name] for column in also))
         .select_from(joined)
         .order_by(ranked.c.score.desc(), ranked.c.memory_id)
         .limit(limit)
     )
-    return found.cte("worded").prefix_with("MATERIALIZED") if sharded else found.subquery("worded")
+    if sharded:
+        return cast("CTE", found.cte("worded").prefix_with("MATERIALIZED"))
+    return cast("Subquery", found.subquery("worded"))
 
 
 @cache

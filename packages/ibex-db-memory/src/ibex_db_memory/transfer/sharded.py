@@ -82,7 +82,7 @@ async def load(
         ],
     )
     await insert_vectors(execute, [one.values for one, _ in made], org_id, space)
-    found = (await execute(_TWINS, twins)).all() if len(inserted) < len(fresh) else []
+    found: Sequence[Any] = (await execute(_TWINS, twins)).all() if len(inserted) < len(fresh) else []
     held = {(agent_id, content_hash): ident for ident, agent_id, content_hash in found}
     told = {row["id"]: row for row in rows}
     return [_outcome(one, erased=erased, known=known, inserted=inserted, held=held, rows=told) for one in batch]
