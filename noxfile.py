@@ -66,14 +66,18 @@ for name in ("ibex_db", "ibex_db_core", "ibex_db_tenancy", "ibex_db_memory"):
 
 
 def _show_pythons_of_pyenv() -> None:
-    """Let pyenv's shims answer for every Python that it has: they know only the chosen one otherwise."""
+    """Let pyenv's shims answer for every Python that it has, after the chosen one: they know only that otherwise.
+
+    That PYENV_VERSION is set says nothing of a choice: a shim sets it for what it starts, `uv run nox` among it.
+    """
     pyenv = shutil.which("pyenv")
-    if pyenv is None or "PYENV_VERSION" in os.environ:
+    if pyenv is None:
         return
     listed = subprocess.run([pyenv, "versions", "--bare"], capture_output=True, text=True, check=False)  # noqa: S603
     ours = "{}.{}.{}".format(*sys.version_info[:3])
     installed = [name for name in listed.stdout.split() if name.startswith(tuple(f"{python}." for python in PYTHONS))]
-    os.environ["PYENV_VERSION"] = ":".join(sorted(installed, key=lambda name: name != ours))
+    chosen = os.environ.get("PYENV_VERSION", ours).split(":")
+    os.environ["PYENV_VERSION"] = ":".join([*chosen, *sorted(set(installed) - set(chosen))])
 
 
 _show_pythons_of_pyenv()

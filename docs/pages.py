@@ -68,6 +68,7 @@ def _made() -> Iterator[tuple[str, str]]:
         yield "releasing.md", _from_root("RELEASING.md")
     yield "reference/README.md", _front()
     yield "reference/command-line.md", _command_line()
+    yield "reference/testing.md", _testing()
     for wheel, package in wheels().items():
         yield from _wheel(wheel, package)
 
@@ -121,6 +122,8 @@ def _ordered(place: str, there: Sequence[str], made: dict[str, str]) -> list[str
 
 def on_page_markdown(markdown: str, page: SitePage, **_: object) -> str:
     """Turn links of a page that lead out of this folder: there they are files of the repository, here nothing."""
+    if page.parent is None:  # alone in its section: a column that lists this page would only take room
+        page.meta.setdefault("hide", ["navigation"])
     return _turned(markdown, DOCS / Path(page.file.src_uri).parent)
 
 
@@ -197,10 +200,10 @@ def _front() -> str:
 Every public name of every installed wheel is in `ibex_db`: `from ibex_db import Database, Memory`. What is not listed
 here is private, and may change in any release. Written from the docstrings.
 
-| wheel | |
+| wheel | what it holds |
 |---|---|
 {rows}
-[The command line](command-line.md)
+Beside them: [the command line](command-line.md), and [what tests are given](testing.md).
 """
 
 
@@ -214,11 +217,12 @@ def _wheel(wheel: str, package: str) -> Iterator[tuple[str, str]]:
     )
     yield (
         f"reference/{wheel}.md",
-        f"# {package}\n\n{inspect.getdoc(module)}\n\n{listed}\n| name | |\n|---|---|\n{names}",
+        f"# {package}\n\n{inspect.getdoc(module)}\n\n{listed}\n| name | what it is |\n|---|---|\n{names}",
     )
     for page in pages:
         if page.names == [page.title]:
-            yield f"reference/{page.path}", f"::: ibex_db.{page.title}\n    options:\n      heading_level: 1\n"
+            head = f"---\ntitle: {page.title}\n---\n"
+            yield f"reference/{page.path}", f"{head}::: ibex_db.{page.title}\n    options:\n      heading_level: 1\n"
             continue
         told = "".join(f"::: ibex_db.{name}\n\n" for name in page.names)
         yield f"reference/{page.path}", f"# {page.title}\n\n{told}"
@@ -245,6 +249,26 @@ def _pages(wheel: str, public: dict[str, object]) -> Iterator[_Page]:
             yield _Page(f"{wheel}-{title.lower()}.md", f"{title} of {wheel}", about, names)
     if left:
         yield _Page(f"{wheel}-values.md", f"Values of {wheel}", "enums, results, settings, constants", list(left))
+
+
+# Not looked up: whoever builds the site need not have pytest.
+_TESTING = {
+    "ibex_db_core.testing": ("ibex_db", "ibex_test_database", "TestDatabase"),
+    "ibex_db_tenancy.testing": (
+        *("tenant", "make_organization", "make_user", "make_agent", "make_token"),
+        *("TestTenant", "MakeOrganization", "MakeUser", "MakeAgent", "MakeToken"),
+    ),
+    "ibex_db_memory.testing": ("make_session", "make_memory", "MakeSession", "MakeMemory"),
+}
+
+
+def _testing() -> str:
+    told = "The fixtures of the extra `testing`, and their types; [how they are used](../how-to/test-a-service.md)."
+    parts = [f"# Testing\n\n{told}\n"]
+    for module, names in _TESTING.items():
+        parts.append(f"\n## {module}\n\n")
+        parts += (f"::: {module}.{name}\n    options:\n      heading_level: 3\n\n" for name in names)
+    return "".join(parts)
 
 
 def _subclasses(public: dict[str, object], base: type) -> dict[str, object]:
@@ -275,5 +299,5 @@ def _command_line() -> str:
                 )
             told = inspect.cleandoc(command.help or "")
             parts.append(f"\n## {name}\n\n```console\n$ ibex-db {name} {usage}\n```\n\n{told}\n")
-            parts.append(f"\n| option | |\n|---|---|\n{rows}")
+            parts.append(f"\n| option | what it does |\n|---|---|\n{rows}")
     return "".join(parts)

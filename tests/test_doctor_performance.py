@@ -3,10 +3,10 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from ibex_db import Agent, AgentRepository, Database, MemoryRepository, Organization
@@ -203,6 +203,29 @@ async def test_an_old_transaction_is_told_with_whose_it_is(owner: AsyncEngine, i
     mine = [found for found in report.findings if found.object == f"backend {pid}"]
     assert [found.code for found in mine] == ["transaction-old"]
     assert "idle in transaction" in mine[0].risk
+
+
+async def test_a_login_that_is_shown_too_little_is_told_so(owner: AsyncEngine) -> None:
+    login = f"ibex_migrates_{uuid4().hex[:12]}"
+
+    def look(live: Connection) -> Report:
+        live.execute(text(f"SET LOCAL ROLE {login}"))
+        return examine(live, checks=performance_checks(_FEW))
+
+    async with owner.connect() as connection:
+        await connection.execute(text(f"CREATE ROLE {login} IN ROLE ibex_owner"))
+    try:
+        async with owner.execution_options(isolation_level="READ COMMITTED").connect() as connection:
+            before = await connection.run_sync(look)
+            await connection.rollback()
+            await remedied(owner, before)
+            after = await connection.run_sync(look)
+    finally:
+        async with owner.connect() as connection:
+            await connection.execute(text(f"DROP ROLE {login}"))
+
+    assert objects(before, "activity-hidden") == [f"login {login}"]
+    assert after.clean
 
 
 @pytest.mark.usefixtures("org_id")

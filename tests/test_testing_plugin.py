@@ -10,7 +10,9 @@ import pytest
 from ibex_db_core.provisioning import Cluster
 from ibex_db_core.testing import URL_VARIABLE
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "how-to" / "test-a-service.md"
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "how-to" / "test-a-service.md"
+EXAMPLE = ROOT / "examples" / "fastapi_service.py"
 
 pytest_plugins = ["pytester"]
 
@@ -89,7 +91,9 @@ def test_the_pages_tests_run_as_written(service: pytest.Pytester) -> None:
     anyio = [block for block in blocks if "anyio" in block]
     service.makepyfile(**{f"test_{number}": block for number, block in enumerate(blocks) if block not in anyio})
 
-    _run(service, *AUTO).assert_outcomes(passed=2)
+    service.path.joinpath("service.py").write_text(EXAMPLE.read_text())
+
+    _run(service, *AUTO).assert_outcomes(passed=3)
 
     for path in service.path.glob("test_*.py"):
         path.unlink()
@@ -146,6 +150,15 @@ def test_another_loop_than_asyncios_is_refused_in_words(service: pytest.Pytester
 
     done.assert_outcomes(errors=1)
     done.stdout.fnmatch_lines(["*runs on asyncio, and this test on trio*"])
+
+
+def test_a_test_that_two_plugins_want_is_refused_in_words(service: pytest.Pytester) -> None:
+    service.makepyfile(ANYIO + "async def test_it(ibex_db):\n    pass\n")
+
+    done = _run(service, *AUTO)
+
+    done.assert_outcomes(errors=1)
+    done.stdout.fnmatch_lines(["*pytest-asyncio's auto mode runs it*"])
 
 
 def test_a_test_without_a_loop_is_told_what_to_install(service: pytest.Pytester) -> None:

@@ -66,6 +66,7 @@ class Reader:
             timeout=SECONDS,
         )
         assert done.returncode == 0, f"{command}:\n{done.stdout[-3000:]}{done.stderr[-3000:]}"
+        assert "Warning" not in done.stderr, done.stderr
         return done.stdout
 
     def addressed(self, text: str) -> str:

@@ -12,6 +12,8 @@ import sys
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
 
+from packaging.markers import Marker
+
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "licences.md"
 WHEELS = ("ibex-db-core", "ibex-db-tenancy", "ibex-db-memory")
@@ -66,7 +68,10 @@ def required() -> list[str]:
     options = ("--all-extras", "--no-dev", "--no-hashes", "--no-header", "--no-annotate", "--no-emit-workspace")
     command = ("uv", "export", "--quiet", "--locked", *packages, *options)
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)  # noqa: S603 - our own words
-    return sorted({match[1] for line in done.stdout.splitlines() if (match := re.match(r"([A-Za-z0-9._-]+)==", line))})
+    # What another system needs may lie here too, brought by a tool: it is not on the page, whatever environment asks.
+    lines = (line.partition(" ; ") for line in done.stdout.splitlines())
+    here = {line for line, _, marker in lines if not marker or Marker(marker).evaluate()}
+    return sorted({match[1] for line in here if (match := re.match(r"([A-Za-z0-9._-]+)==", line))})
 
 
 def licence(package: Distribution) -> str:

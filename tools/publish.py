@@ -25,7 +25,10 @@ def main(folder: Path) -> None:
     version = files[0].name.split("-")[1]
     ordered = [file for wheel in WHEELS for file in files if file.name.startswith(f"{wheel.replace('-', '_')}-")]
     # check-url: files that are there are compared, not sent again, so that an upload that broke off can be taken up.
-    command = ("uv", "publish", "--publish-url", target, "--check-url", f"{index}/", *map(str, ordered))
+    options = ["--publish-url", target, "--check-url", f"{index}/"]
+    if "UV_TRUSTED_PUBLISHING" not in os.environ:  # uv would look for it at length wherever credentials are missing
+        options += ["--trusted-publishing", "never"]
+    command = ("uv", "publish", *options, *map(str, ordered))
     done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)  # noqa: S603 - our own words
     sys.stderr.write(done.stderr)
     uploaded = done.stderr.count("Uploading ")
@@ -34,10 +37,17 @@ def main(folder: Path) -> None:
             f"{version} is on the index already, with other contents. A published version is never overwritten: "
             "move on with `nox -s bump -- patch`, and build again"
         )
+    if done.returncode != 0 and "Missing credentials" in done.stderr:
+        raise SystemExit(
+            "no credentials: set UV_PUBLISH_TOKEN, or UV_PUBLISH_USERNAME and UV_PUBLISH_PASSWORD; "
+            "for an index that asks for none, any word will do"
+        )
     if done.returncode != 0:
         raise SystemExit("the upload failed; what was uploaded stays, and the same command goes on from there")
     if not uploaded:
-        raise SystemExit(f"{version} is on the index already, the same bytes: nothing was uploaded")
+        raise SystemExit(
+            f"{version} is on the index already, the same bytes: nothing was uploaded, and there is nothing to do"
+        )
     print(f"{version} is published: {uploaded} files")
 
 

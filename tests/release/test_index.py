@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 EXAMPLE = ROOT / "examples" / "fastapi_service.py"
 WHEELS = ("ibex-db-core", "ibex-db-tenancy", "ibex-db-memory")
 SECONDS = 60.0
+ANY_WORD = {"UV_PUBLISH_TOKEN": "anything"}  # the test's index asks for none
 
 # Two organizations, and a token of each: what a deployment does once.
 SIGN_UP = """
@@ -47,7 +48,7 @@ asyncio.run(main())
 
 def _environment(**more: str) -> dict[str, str]:
     """Return this process's environment without what would lead back to the source tree."""
-    ours = ("IBEX_", "VIRTUAL_ENV", "UV_PROJECT", "UV_PYTHON", "PYTHONPATH")
+    ours = ("IBEX_", "VIRTUAL_ENV", "UV_PROJECT", "UV_PUBLISH", "UV_PYTHON", "PYTHONPATH")
     return {name: value for name, value in os.environ.items() if not name.startswith(ours)} | more
 
 
@@ -121,8 +122,9 @@ def index(folder: Path) -> Iterator[str]:
         yield f"{address}/simple/"
 
 
-def _publish(dist: Path, index: str, *, check: bool = True) -> subprocess.CompletedProcess[str]:
-    credentials = {"UV_PUBLISH_USERNAME": "anybody", "UV_PUBLISH_PASSWORD": "anything"}
+def _publish(
+    dist: Path, index: str, *, check: bool = True, credentials: Mapping[str, str] = ANY_WORD
+) -> subprocess.CompletedProcess[str]:
     env = {"IBEX_INDEX_URL": index, **credentials}
     return _run(sys.executable, ROOT / "tools" / "publish.py", dist, at=ROOT, env=env, check=check)
 
@@ -150,6 +152,19 @@ def test_the_index_holds_wheels_and_sdists_of_all_three(published: str) -> None:
 
         assert len(re.findall(r"\.whl</a>", page)) == 1
         assert len(re.findall(r"\.tar\.gz</a>", page)) == 1
+
+
+def test_who_has_no_credentials_is_told_which(dist: Path, published: str, tmp_path: Path) -> None:
+    newer = tmp_path / "dist"
+    newer.mkdir()
+    for file in dist.glob("ibex_db_*"):
+        shutil.copy(file, newer / file.name.replace("-0.", "-9.", 1))
+
+    done = _publish(newer, published, check=False, credentials={})
+
+    assert done.returncode == 1
+    assert "no credentials: set UV_PUBLISH_TOKEN" in done.stderr
+    assert "rusted publishing" not in done.stderr
 
 
 def test_a_published_version_is_never_overwritten(dist: Path, published: str, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """What core's tests share: a database of toy tables, organizations in it, a view of the wire."""
 
 import asyncio
+import signal
 from collections.abc import AsyncIterator, Iterator
 from uuid import UUID, uuid4
 
@@ -22,6 +23,9 @@ from ibex_db_core.url import parse
 # Nothing is timed: a busy machine is no finding.
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
+
+# A shell that starts the tests in the background has them ignore Control-C, and whatever they start inherits that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ONE = EngineSettings(pool_size=1, max_overflow=0, pool_timeout=5.0)
 """One connection, so that whatever a transaction leaves behind, the next one meets."""

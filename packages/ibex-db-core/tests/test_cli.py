@@ -8,6 +8,7 @@ import json
 import os
 import pty
 import re
+import select
 import shlex
 import shutil
 import signal
@@ -145,8 +146,8 @@ def test_upgrade_tells_its_progress_on_stderr(empty: str) -> None:
     ran = execute("upgrade", "--url", empty)
 
     assert ran.returncode == 0
-    assert "upgrade -> core_0001" in ran.stderr
-    assert "upgrade ->" not in ran.stdout
+    assert "applying core_0001\n" in ran.stderr
+    assert "applying" not in ran.stdout
 
 
 def test_upgrade_sql_prints_a_script_that_runs_and_needs_no_database(empty: str) -> None:
@@ -288,7 +289,8 @@ def test_postgres_serves_until_it_is_interrupted_and_leaves_nothing_behind(home:
         with serving("postgres", "--home", str(home)) as process:
             addresses = [process.stdout.readline() for _ in range(3)] if process.stdout else []
             found = dict(shlex.split(line)[1].split("=", 1) for line in addresses)
-            pid = postmaster.pid(home / "pgdata-18")
+            data = (home / "pgdata-18").resolve()  # a link, where the server's user cannot enter the home
+            pid = postmaster.pid(data)
 
             assert list(found) == ["IBEX_DATABASE_URL", "IBEX_PLATFORM_URL", "IBEX_OWNER_URL"]
             assert sql(found["IBEX_DATABASE_URL"], "SELECT current_user::text") == SERVICE_LOGIN
@@ -301,7 +303,7 @@ def test_postgres_serves_until_it_is_interrupted_and_leaves_nothing_behind(home:
         assert "Stopped." in told
         assert "Traceback" not in told
         assert not Path(f"/proc/{pid}").exists()
-        assert postmaster.pid(home / "pgdata-18") is None
+        assert postmaster.pid(data) is None
 
 
 def test_postgres_gives_addresses_over_tcp_that_stay_good(home: Path) -> None:
@@ -532,6 +534,8 @@ def terminal(*words: str, said: str = "", columns: int = 100, env: Mapping[str, 
     fcntl.ioctl(screen, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
     shown = b""
     while True:
+        if not select.select([screen], [], [], 120)[0]:  # a command that waits for what was said long ago
+            os.kill(child, signal.SIGKILL)
         try:
             read = os.read(screen, 65536)
         except OSError:  # Linux's end of file on a terminal

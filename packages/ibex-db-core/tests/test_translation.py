@@ -211,6 +211,14 @@ async def test_rule_25_whatever_else_the_server_says_keeps_its_state_and_its_cau
     assert isinstance(adapted.__cause__, asyncpg.UndefinedTableError)
 
 
+async def test_a_server_whose_files_were_taken_away_is_told_with_the_way_out(db: Database, acme: UUID) -> None:
+    with pytest.raises(DatabaseError, match="stop all that uses that server, and start again") as caught:
+        async with db.tenant(acme) as session:
+            await session.execute(text("LOAD '$libdir/plugins/not_there'"))
+
+    assert caught.value.sqlstate == "58P01"
+
+
 async def test_a_value_that_the_driver_cannot_send_is_ours_as_well(db: Database, acme: UUID) -> None:
     with pytest.raises(IbexError):
         async with db.tenant(acme) as session:

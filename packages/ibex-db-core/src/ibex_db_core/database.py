@@ -1,9 +1,7 @@
 """Database: one per service; engines, tenant transactions, the platform's bypass."""
 
-import asyncio
 import logging
 import os
-import random
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -14,37 +12,25 @@ from uuid import UUID
 from sqlalchemy import URL, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from ibex_db_core import logins, validation
-from ibex_db_core.engine import EngineSettings, create_engine
-from ibex_db_core.errors import (
-    AccessDeniedError,
-    CommitUnknownError,
-    ConfigurationError,
-    ConnectionLostError,
-    DeadlockError,
-    InvalidInputError,
-    MigrationError,
-    SerializationError,
-    TransientError,
-)
+from ibex_db_core import validation
+from ibex_db_core.engine import EngineSettings
+from ibex_db_core.engines import Addresses, Engines
+from ibex_db_core.errors import ConfigurationError, InvalidInputError
 from ibex_db_core.identity import Authenticator, TokenIdentity, load_authenticator
 from ibex_db_core.migrations import Migrator, Revision
-from ibex_db_core.policies import APP_ROLE, OWNER_ROLE, PLATFORM_ROLE
-from ibex_db_core.provisioning import DATABASE, PLATFORM_LOGIN, SERVICE_LOGIN, Cluster
-from ibex_db_core.replicas import Replica, Replicas, ReplicaStatus, check_position
+from ibex_db_core.policies import APP_ROLE, PLATFORM_ROLE
+from ibex_db_core.replicas import ReplicaStatus, check_position
 from ibex_db_core.signing import KEY_VARIABLE, SigningKey
 from ibex_db_core.tenant import OWN_ROLE, ScopedSession, scope, set_tenant
 from ibex_db_core.translation import translated
-from ibex_db_core.url import Address, parse
+from ibex_db_core.unit_of_work import again, reading, transaction
+from ibex_db_core.url import parse
 
 if TYPE_CHECKING:
     from ibex_db_core.doctor import Report
-    from ibex_db_core.embedded import EmbeddedPostgres
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-_CLOSED = "this Database is closed: make a new one"
 
 _platform_log = logging.getLogger("ibex_db.platform")
 
@@ -84,25 +70,20 @@ class Database:
         signing_key: str | None = None,
         replica_urls: Sequence[str | URL] = (),
     ) -> None:
-        self._key = SigningKey(signing_key) if signing_key is not None else None
-        if step_down and self._key is not None:
+        key = SigningKey(signing_key) if signing_key is not None else None
+        if step_down and key is not None:
             raise ConfigurationError(
                 "step_down and a signing key contradict each other: SQL that can RESET ROLE needs no signature; "
                 f"connect as a login that is only a member of {APP_ROLE}, or leave {KEY_VARIABLE} out"
             )
-        self._settings = settings or EngineSettings()
-        self._url = parse(url)
-        self._platform_url = parse(platform_url) if platform_url is not None else None
-        self._owner_url = parse(owner_url) if owner_url is not None else None
-        self._step_down = step_down
-        self._embedded: EmbeddedPostgres | None = None
-        self._engine: AsyncEngine | None = None
-        self._platform_engine: AsyncEngine | None = None
-        self._replicas = self._make_replicas([parse(one) for one in replica_urls])
+        addresses = Addresses(
+            parse(url),
+            parse(platform_url) if platform_url is not None else None,
+            parse(owner_url) if owner_url is not None else None,
+            [parse(one) for one in replica_urls],
+        )
+        self._engines = Engines(addresses, settings or EngineSettings(), key, step_down=step_down)
         self._authenticator: Authenticator | None = None
-        self._opening = asyncio.Lock()
-        self._verified = False
-        self._closed = False
 
     @classmethod
     def from_env(cls, *, url: str | None = None, settings: EngineSettings | None = None) -> Self:
@@ -156,7 +137,7 @@ class Database:
         from ibex_db_core.embedded import EmbeddedPostgres
 
         database = cls("postgresql:///ibex", settings=settings, signing_key=signing_key)
-        database._embedded = EmbeddedPostgres(path)
+        database._engines.embed(EmbeddedPostgres(path))
         return database
 
     # -- life
@@ -168,49 +149,20 @@ class Database:
         Raises:
             ConfigurationError: closed, or an embedded server that has not been started: enter the Database first.
         """
-        if self._closed:
-            raise ConfigurationError(_CLOSED)
-        if self._engine is None:
-            if self._embedded is not None:
-                raise ConfigurationError(
-                    "the embedded Postgres starts on `async with` or open(): its address is unknown before"
-                )
-            self._engine = create_engine(self._url, self._settings, self._key)
-        return self._engine
+        return self._engines.service
 
     async def open(self) -> Self:
         """Start the embedded server where there is one; refuse nothing yet.  Idempotent."""
-        async with self._opening:
-            if self._closed:
-                raise ConfigurationError(_CLOSED)
-            if self._embedded is not None and self._engine is None:
-                await asyncio.to_thread(self._embedded.start)
-                cluster = Cluster.of(self._embedded)
-                await cluster.create_logins()
-                await cluster.create_database(DATABASE)
-                self._url = parse(cluster.url(DATABASE, user=SERVICE_LOGIN))
-                self._platform_url = parse(cluster.url(DATABASE, user=PLATFORM_LOGIN))
-                self._owner_url = parse(cluster.url(DATABASE))
-                self._engine = create_engine(self._url, self._settings, self._key)
+        await self._engines.open()
         return self
 
     async def close(self) -> None:
         """Write what is still to be counted, close every pool and let go of the embedded server.  Idempotent."""
         try:
-            if self._authenticator is not None and not self._closed:
+            if self._authenticator is not None and not self._engines.closed:
                 await self._authenticator.flush(self)
         finally:
-            await self._close()
-
-    async def _close(self) -> None:
-        self._closed = True
-        for engine in (self._engine, self._platform_engine):
-            if engine is not None:
-                await engine.dispose()
-        if self._replicas is not None:
-            await self._replicas.dispose()
-        if self._embedded is not None:
-            await asyncio.to_thread(self._embedded.stop)
+            await self._engines.close()
 
     async def __aenter__(self) -> Self:
         """Open."""
@@ -224,7 +176,7 @@ class Database:
 
     def __repr__(self) -> str:
         """Show where, never the password."""
-        return f"<Database {self._url.url.render_as_string(hide_password=True)}>"
+        return f"<Database {self._engines.addresses.service.url.render_as_string(hide_password=True)}>"
 
     # -- units of work
 
@@ -255,9 +207,11 @@ class Database:
                     "after", after, "is for read_only=True: a write goes to the primary, which knows all"
                 )
             check_position(after)
-        if read_only and self._replicas is not None:
-            return self._reading(self._replicas, validation.uuid("org_id", org_id), after)
-        return self._transaction(self.session_factory(org_id, read_only=read_only))
+        replicas = self._engines.replicas
+        if read_only and replicas is not None:
+            org_id = validation.uuid("org_id", org_id)
+            return reading(self._engines, replicas, lambda engine: self._session(engine, org_id, read_only=True), after)
+        return transaction(self._engines, self.session_factory(org_id, read_only=read_only))
 
     async def position(self) -> str:
         """Return how far the primary's write-ahead log has come, for ``tenant(..., after=)``: one round trip.
@@ -275,7 +229,7 @@ class Database:
         Raises:
             ConnectionLostError: no connection to the primary.
         """
-        await self._ready()
+        await self._engines.ready()
         with translated():
             async with self.engine.connect() as connection:
                 return str(await connection.scalar(_POSITION))
@@ -283,7 +237,7 @@ class Database:
     @property
     def replicas(self) -> Sequence[ReplicaStatus]:
         """What is known of each read replica, in the order given; asks none."""
-        return self._replicas.statuses if self._replicas is not None else ()
+        return self._engines.replicas.statuses if self._engines.replicas is not None else ()
 
     @asynccontextmanager
     async def platform(self, *, reason: str) -> AsyncGenerator[ScopedSession]:
@@ -302,28 +256,14 @@ class Database:
             raise InvalidInputError(
                 "reason", reason, "must be one line of printable characters: it is written to a log"
             )
-        await self._ready()
+        await self._engines.ready()
         _platform_log.warning("cross-tenant session: %s", reason, extra={"reason": reason})
-        engine = await self._platform_engine_ready() if self._platform_url is not None else self.engine
-        role = OWN_ROLE if self._platform_url is not None else f"SET LOCAL ROLE {PLATFORM_ROLE}"
+        engine = await self._engines.platform()
+        role = OWN_ROLE if self._engines.addresses.platform is not None else f"SET LOCAL ROLE {PLATFORM_ROLE}"
         session = ScopedSession(engine, expire_on_commit=False, close_resets_only=False)
-        scope(session, None, f"{role}; {self._settings.each_transaction}")
-        async with self._transaction(session) as opened:
+        scope(session, None, f"{role}; {self._engines.settings.each_transaction}")
+        async with transaction(self._engines, session) as opened:
             yield opened
-
-    async def _platform_engine_ready(self) -> AsyncEngine:
-        """Return the engine of platform_url, verified once: by the first of those who ask at the same time."""
-        async with self._opening:
-            if self._platform_engine is None:
-                engine = create_engine(self._platform_url or self._url, self._settings)
-                try:
-                    with translated():
-                        await logins.verify_platform(engine, step_down=self._step_down)
-                except BaseException:
-                    await engine.dispose()
-                    raise
-                self._platform_engine = engine
-        return self._platform_engine
 
     def session_factory(self, org_id: UUID, *, read_only: bool = False) -> ScopedSession:
         """Make a tenant session for your own unit of work: nothing is begun, commit and close are yours.
@@ -336,9 +276,9 @@ class Database:
 
     def _session(self, engine: AsyncEngine, org_id: UUID, *, read_only: bool) -> ScopedSession:
         session = ScopedSession(engine, expire_on_commit=False, close_resets_only=False)
-        role = f"SET LOCAL ROLE {APP_ROLE}" if self._step_down else OWN_ROLE
+        role = f"SET LOCAL ROLE {APP_ROLE}" if self._engines.step_down else OWN_ROLE
         only = "SET TRANSACTION READ ONLY; " if read_only else ""
-        scope(session, org_id, f"{only}{set_tenant(org_id)}; {role}; {self._settings.each_transaction}")
+        scope(session, org_id, f"{only}{set_tenant(org_id)}; {role}; {self._engines.settings.each_transaction}")
         return session
 
     async def run(
@@ -359,13 +299,7 @@ class Database:
         Raises:
             CommitUnknownError: the connection broke during COMMIT; never retried, for the work may have been done.
         """
-        import stamina
-
-        async for attempt in stamina.retry_context(on=_retry, attempts=5, timeout=30.0):
-            with attempt:
-                async with self.tenant(org_id) as session:
-                    return await work(session, *args, **kwargs)
-        raise AssertionError("stamina re-raises the last failure")  # pragma: no cover
+        return await again(lambda: self.tenant(org_id), lambda session: work(session, *args, **kwargs))
 
     async def authenticate(self, plaintext: str) -> TokenIdentity:
         """Return whom a token speaks for.
@@ -395,94 +329,19 @@ class Database:
             self._authenticator = load_authenticator()
         return await self._authenticator.authenticate(self, plaintext)
 
-    def _make_replicas(self, addresses: Sequence[Address]) -> Replicas | None:
-        if not addresses:
-            return None
-        every = [Replica(address, create_engine(address, self._settings, self._key)) for address in addresses]
-        wait, most_lag = self._settings.replica_wait, self._settings.replica_lag
-        return Replicas(every, self._verify, wait=wait, most_lag=most_lag)
-
-    @asynccontextmanager
-    async def _reading(self, replicas: Replicas, org_id: UUID, after: str | None) -> AsyncGenerator[ScopedSession]:
-        """Give a read-only transaction on a replica, or on the primary where none serves."""
-        if self._closed:
-            raise ConfigurationError(_CLOSED)
-        replica = await replicas.choose(after)
-        if replica is None:
-            async with self._transaction(self.session_factory(org_id, read_only=True)) as session:
-                yield session
-            return
-        try:
-            async with self._transacted(self._session(replica.engine, org_id, read_only=True)) as session:
-                yield session
-        except (ConnectionLostError, CommitUnknownError) as exc:
-            replica.failed(str(exc))  # the next one goes elsewhere; what this one had read is its caller's to repeat
-            if isinstance(exc, CommitUnknownError) and isinstance(exc.__cause__, ConnectionLostError):
-                raise exc.__cause__ from None  # nothing was written, so nothing is unknown
-            raise
-
-    @asynccontextmanager
-    async def _transaction(self, session: ScopedSession) -> AsyncGenerator[ScopedSession]:
-        await self._ready()
-        async with self._transacted(session) as opened:
-            yield opened
-
-    @asynccontextmanager
-    async def _transacted(self, session: ScopedSession) -> AsyncGenerator[ScopedSession]:
-        async with session:
-            with translated():
-                # Check a connection out here, so that an exhausted pool or an
-                # absent server is told at the door.  BEGIN goes with the first statement.
-                await session.connection()
-            try:
-                yield session
-                await self._flush(session)
-            except BaseException:
-                await session.rollback()
-                raise
-            try:
-                await session.commit()
-            except ConnectionLostError as exc:
-                raise CommitUnknownError(
-                    "the connection broke during COMMIT: the work may or may not have been done; "
-                    "look before doing it again",
-                    sqlstate=exc.sqlstate,
-                ) from exc
-
-    @staticmethod
-    async def _flush(session: ScopedSession) -> None:
-        """Send what is pending, apart from COMMIT: a connection that breaks here has surely committed nothing."""
-        with translated():
-            await session.flush()
-
-    # -- safety
-
-    async def _ready(self) -> None:
-        if self._verified and not self._closed:
-            return
-        await self.open()
-        await self._verify(self.engine)
-        self._verified = True
-
-    async def _verify(self, engine: AsyncEngine) -> None:
-        with translated():
-            await logins.verify(engine, step_down=self._step_down)
-
     # -- schema
 
     async def upgrade(self, revision: str = "heads") -> list[Revision]:
         """Bring the schema to the newest revision of every installed wheel; see Migrator.upgrade."""
         async with self.migrator() as migrator:
             applied = await migrator.upgrade(revision)
-        if self._engine is not None:
-            # Connections made before the vector extension existed lack its codec.
-            await self._engine.dispose()
+        await self._engines.forget_connections()
         return applied
 
     @asynccontextmanager
     async def migrator(self) -> AsyncGenerator[Migrator]:
         """Give the migrations of the installed wheels, on a connection of the owner's login."""
-        async with self._owner_engine("Migrations are") as engine:
+        async with self._engines.owner("Migrations are") as engine:
             yield Migrator(engine)
 
     async def doctor(self, *, performance: bool = False) -> "Report":
@@ -501,30 +360,9 @@ class Database:
 
         checks = performance_checks() if performance else CHECKS
 
-        async with self._owner_engine("The audit is") as engine, engine.connect() as connection:
+        async with self._engines.owner("The audit is") as engine, engine.connect() as connection:
             await connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY"))
             return await connection.run_sync(lambda live: examine(live, checks=checks))
-
-    @asynccontextmanager
-    async def _owner_engine(self, what: str) -> AsyncGenerator[AsyncEngine]:
-        await self.open()
-        engine = create_engine(self._owner_url or self._url, self._settings.for_migrations())
-        try:
-            with translated():
-                yield engine
-        except AccessDeniedError as exc:
-            raise MigrationError(
-                f"{exc}. {what} the owner's work: name a member of {OWNER_ROLE} in owner_url (IBEX_OWNER_URL)"
-            ) from exc
-        finally:
-            await engine.dispose()
-
-
-def _retry(exc: Exception) -> bool | float:
-    """Tell stamina whether to try again, and after how many seconds; True leaves that to it."""
-    if isinstance(exc, (SerializationError, DeadlockError)):
-        return random.uniform(0.0, 0.1)  # noqa: S311 - whoever won is done; apart is all that the next try must be
-    return isinstance(exc, TransientError)
 
 
 _POSITION = text("SELECT CAST(pg_current_wal_insert_lsn() AS text)")

@@ -11,6 +11,7 @@ anyio's plugin.  The upper wheels add ``tenant`` and factories of rows.
 
 import asyncio
 import functools
+import inspect
 import os
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -69,6 +70,12 @@ def of_the_tests_loop(request: pytest.FixtureRequest, asyncio_name: str, anyio_n
                 f"ibex-db runs on asyncio, and this test on {backend}: let a fixture anyio_backend return 'asyncio'",
                 pytrace=False,
             )
+        if inspect.iscoroutinefunction(request.function) and _takes_every_test(request.config):
+            pytest.fail(
+                "this test is marked for anyio, but pytest-asyncio's auto mode runs it, in another loop than anyio's "
+                'fixtures: take the mark away, or set asyncio_mode = "strict"',
+                pytrace=False,
+            )
         return request.getfixturevalue(anyio_name)
     if not request.config.pluginmanager.has_plugin("asyncio"):
         pytest.fail(
@@ -77,6 +84,13 @@ def of_the_tests_loop(request: pytest.FixtureRequest, asyncio_name: str, anyio_n
             pytrace=False,
         )
     return request.getfixturevalue(asyncio_name)
+
+
+def _takes_every_test(config: pytest.Config) -> bool:
+    """Tell whether pytest-asyncio's auto mode is on: it runs tests that are marked for anyio, too."""
+    if not config.pluginmanager.has_plugin("asyncio"):
+        return False
+    return bool((config.getoption("asyncio_mode", None) or config.getini("asyncio_mode")) == "auto")
 
 
 def _complete(work: Coroutine[Any, Any, None]) -> None:

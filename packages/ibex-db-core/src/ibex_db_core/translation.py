@@ -75,6 +75,10 @@ _BY_STATE: dict[str, tuple[_Told, str]] = {
     ),
     "IB002": (SignatureLateError, "run it again: db.run() does, on a connection that reads the server's clock anew"),
     "53100": (DatabaseError, "the server's disk is full: free space there; nothing of this transaction was kept"),
+    "58P01": (
+        DatabaseError,
+        "the server misses files of its own: if they were replaced, stop all that uses that server, and start again",
+    ),
     "57014": (StatementTimeoutError, "narrow the statement, or raise statement_timeout"),
 }
 # 08xxx: the connection broke; 57P01..3: the server is going down or coming up; 25P03/25P04: the server

@@ -129,8 +129,10 @@ def text(
         value.encode()
     except UnicodeEncodeError as exc:
         raise InvalidInputError(field, value, "must be valid Unicode, without lone surrogates") from exc
-    if len(value) < shortest or (shortest and not value.strip()):
-        raise InvalidInputError(field, value, f"must not be blank and have at least {shortest} character(s)")
+    if shortest and not value.strip():
+        raise InvalidInputError(field, value, "must not be blank")
+    if len(value) < shortest:
+        raise InvalidInputError(field, value, f"must have at least {shortest} characters, not {len(value)}")
     if longest is not None and len(value) > longest:
         raise InvalidInputError(field, value, f"must have at most {longest} characters, not {len(value)}")
     if pattern is not None and not re.fullmatch(pattern[0], value):

@@ -1,6 +1,7 @@
 """`ibex-db upgrade`, `downgrade`, `current` and `check`."""
 
 import logging
+import re
 import sys
 import time
 from collections.abc import Callable, Coroutine, Generator, Sequence
@@ -246,14 +247,17 @@ def _count(revisions: Sequence[Revision]) -> str:
     return f"{len(revisions)} revision{'' if len(revisions) == 1 else 's'}"
 
 
+_MOVE = re.compile(r"Running (?P<verb>upgrade|downgrade) (?P<before>.*?) -> (?P<after>[^,]*),")
+
+
 @contextmanager
 def _steps(told: Callable[[str], None]) -> Generator[None]:
     """Tell each revision as it begins; Alembic's log is the one place that says so."""
 
     class Steps(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            if (said := record.getMessage()).startswith("Running "):
-                told(" ".join(said.removeprefix("Running ").replace(" -> ,", " -> base,").split()))
+            if moved := _MOVE.match(record.getMessage()):
+                told(f"applying {moved['after']}" if moved["verb"] == "upgrade" else f"taking back {moved['before']}")
 
     log = logging.getLogger("alembic.runtime.migration")
     handler, level = Steps(), log.level

@@ -83,6 +83,7 @@ PERFORMANCE_CODES: Mapping[str, Severity] = {
     "transaction-old": _M,
     "statement-slow": _M,
     "transaction-age": _H,
+    "activity-hidden": _L,
 }
 """Those of the audit of performance."""
 

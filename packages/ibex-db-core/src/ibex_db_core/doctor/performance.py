@@ -66,7 +66,7 @@ def checks(limits: Limits | None = None) -> tuple[Check, ...]:
         _check_statements,
         _check_age,
     )
-    return tuple(partial(check, limits=chosen) for check in every)
+    return (*(partial(check, limits=chosen) for check in every), _check_sight)
 
 
 # Partitions count for themselves: autovacuum visits each on its own.
@@ -228,6 +228,25 @@ def _check_memory(audit: Audit, *, limits: Limits) -> Iterator[Finding]:  # noqa
             )
 
 
+_HIDDEN = """
+    SELECT current_user AS login, quote_ident(current_user) AS quoted
+     WHERE NOT (pg_has_role('pg_read_all_stats', 'USAGE') AND pg_has_role('pg_read_all_settings', 'USAGE'))
+"""
+
+
+def _check_sight(audit: Audit) -> Iterator[Finding]:
+    """What others do is shown to this login: hidden rows would look like nothing found."""
+    for row in audit.rows(_HIDDEN):
+        yield finding(
+            "activity-hidden",
+            f"login {row.login}",
+            "the server hides other logins' transactions and statements from it: old transactions and slow statements "
+            "were not looked for",
+            "-- by a superuser; or leave it out: --ignore activity-hidden",
+            f"GRANT pg_monitor TO {row.quoted}",
+        )
+
+
 _TRANSACTIONS = """
     SELECT a.pid, COALESCE(a.usename, '?') AS login, COALESCE(a.application_name, '') AS application, a.state,
            extract(epoch FROM now() - a.xact_start) / 60.0 AS minutes
@@ -255,7 +274,7 @@ def _check_transactions(audit: Audit, *, limits: Limits) -> Iterator[Finding]:
 _WATCHED = """
     SELECT n.nspname FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace
      WHERE e.extname = 'pg_stat_statements'
-       AND current_setting('shared_preload_libraries') LIKE '%pg_stat_statements%'
+       AND (SELECT s.setting FROM pg_settings s WHERE s.name = 'shared_preload_libraries') LIKE '%pg_stat_statements%'
 """
 
 

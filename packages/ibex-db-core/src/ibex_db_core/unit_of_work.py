@@ -1,0 +1,116 @@
+"""A unit of work: one transaction that ends as its block ends, on the primary or on a replica, tried again or not."""
+
+import random
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import TypeVar
+
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from ibex_db_core.engines import Engines
+from ibex_db_core.errors import (
+    CommitUnknownError,
+    ConfigurationError,
+    ConnectionLostError,
+    DeadlockError,
+    SerializationError,
+    TransientError,
+)
+from ibex_db_core.replicas import Replicas
+from ibex_db_core.tenant import ScopedSession
+from ibex_db_core.translation import translated
+
+__all__ = ["again", "reading", "transaction"]
+
+R = TypeVar("R")
+
+# Five in half a minute outlast a failover of a server that is watched, and not the patience of who waits for an answer.
+_ATTEMPTS = 5
+_SECONDS = 30.0
+
+
+@asynccontextmanager
+async def transaction(engines: Engines, session: ScopedSession) -> AsyncGenerator[ScopedSession]:
+    """Give the session for one transaction: commit on success, rollback on an exception.
+
+    Raises:
+        UnsafeRoleError: the login could read past the policies.
+        CommitUnknownError: the connection broke during COMMIT.
+    """
+    await engines.ready()
+    async with _transacted(session) as opened:
+        yield opened
+
+
+@asynccontextmanager
+async def reading(
+    engines: Engines, replicas: Replicas, make: Callable[[AsyncEngine], ScopedSession], after: str | None
+) -> AsyncGenerator[ScopedSession]:
+    """Give a read-only transaction on a replica, or on the primary where none serves.
+
+    Args:
+        engines: with the primary's.
+        replicas: that may serve.
+        make: makes a read-only session on an engine.
+        after: the position that a replica must have come to.
+    """
+    if engines.closed:
+        raise ConfigurationError("this Database is closed: make a new one")
+    replica = await replicas.choose(after)
+    if replica is None:
+        async with transaction(engines, make(engines.service)) as session:
+            yield session
+        return
+    try:
+        async with _transacted(make(replica.engine)) as session:
+            yield session
+    except (ConnectionLostError, CommitUnknownError) as exc:
+        replica.failed(str(exc))  # the next one goes elsewhere; what this one had read is its caller's to repeat
+        if isinstance(exc, CommitUnknownError) and isinstance(exc.__cause__, ConnectionLostError):
+            raise exc.__cause__ from None  # nothing was written, so nothing is unknown
+        raise
+
+
+async def again(
+    begin: Callable[[], AbstractAsyncContextManager[ScopedSession]], work: Callable[[ScopedSession], Awaitable[R]]
+) -> R:
+    """Run work in a transaction, from the start each time that a new attempt may help."""
+    import stamina
+
+    async for attempt in stamina.retry_context(on=_retry, attempts=_ATTEMPTS, timeout=_SECONDS):
+        with attempt:
+            async with begin() as session:
+                return await work(session)
+    raise AssertionError("stamina re-raises the last failure")  # pragma: no cover
+
+
+def _retry(exc: Exception) -> bool | float:
+    """Tell stamina whether to try again, and after how many seconds; True leaves that to it."""
+    if isinstance(exc, (SerializationError, DeadlockError)):
+        return random.uniform(0.0, 0.1)  # noqa: S311 - whoever won is done; apart is all that the next try must be
+    return isinstance(exc, TransientError)
+
+
+@asynccontextmanager
+async def _transacted(session: ScopedSession) -> AsyncGenerator[ScopedSession]:
+    async with session:
+        with translated():
+            # Check a connection out here, so that an exhausted pool or an
+            # absent server is told at the door.  BEGIN goes with the first statement.
+            await session.connection()
+        try:
+            yield session
+            with translated():
+                # Apart from COMMIT: a connection that breaks here has surely committed nothing.
+                await session.flush()
+        except BaseException:
+            await session.rollback()
+            raise
+        try:
+            await session.commit()
+        except ConnectionLostError as exc:
+            raise CommitUnknownError(
+                "the connection broke during COMMIT: the work may or may not have been done; "
+                "look before doing it again",
+                sqlstate=exc.sqlstate,
+            ) from exc
