@@ -40,7 +40,8 @@ _WHO = text(
 )
 _PLATFORM = text(
     f"""
-    SELECT current_user AS login, me.rolsuper, me.rolbypassrls,
+    SELECT current_user AS login, pg_catalog.to_regclass('pg_catalog.pg_dist_partition') IS NOT NULL AS citus,
+           me.rolsuper, me.rolbypassrls,
            EXISTS (SELECT FROM pg_catalog.pg_roles r WHERE r.rolname = '{OWNER_ROLE}' AND {_MEMBER}),
            NOT EXISTS (SELECT FROM pg_catalog.pg_roles r
                        WHERE r.rolname = '{PLATFORM_ROLE}' AND pg_catalog.pg_has_role(me.oid, r.oid, 'USAGE'))
@@ -89,8 +90,10 @@ async def verify_platform(engine: AsyncEngine, *, step_down: bool) -> None:
     """
     async with engine.connect() as connection:
         row = (await connection.execute(_PLATFORM)).one()
+        sharded = bool(row.citus and await connection.scalar(_DISTRIBUTED))
+    setattr(engine.dialect, SHARDED, sharded)
     reasons = (*_UNSAFE[:3], f"does not inherit {PLATFORM_ROLE}, so every query of db.platform() would find nothing")
-    why = next((reason for reason, holds in zip(reasons, row[1:], strict=True) if holds), None)
+    why = next((reason for reason, holds in zip(reasons, row[2:], strict=True) if holds), None)
     if why is not None and not (step_down and why in _UNSAFE):
         raise ConfigurationError(
             f"login {row.login!r} is refused for cross-tenant work: it {why}. Name in platform_url (IBEX_PLATFORM_URL) "

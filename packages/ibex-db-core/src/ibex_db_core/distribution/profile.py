@@ -22,7 +22,7 @@ from sqlalchemy import ForeignKeyConstraint, MetaData, Table
 
 from ibex_db_core.base import SCHEMA
 from ibex_db_core.guards import Function, Guards, Trigger
-from ibex_db_core.policies import tenant_tables
+from ibex_db_core.policies import tenant_tables, trigger
 from ibex_db_core.schema.ddl import create_foreign_key
 
 REFERENCE = "organizations"
@@ -50,6 +50,17 @@ def functions(metadata: MetaData) -> Sequence[Function]:
 def triggers(metadata: MetaData) -> Sequence[tuple[str, Trigger]]:
     """Return the triggers that are added, each with its table."""
     return [(table, trigger) for _, (table, trigger) in _unlinks(metadata)]
+
+
+def own_triggers(table: Table) -> Sequence[Trigger]:
+    """Return the triggers that a table has on any machine."""
+    own = trigger(
+        table.name,
+        append_only=bool(table.info["append_only"]),
+        touched="updated_at" in table.columns,
+        tenant_column=str(table.info["tenant_column"]),
+    )
+    return [own, *cast("Guards", table.info["guards"]).triggers]
 
 
 def _unlinks(metadata: MetaData) -> Sequence[tuple[Function, tuple[str, Trigger]]]:

@@ -308,10 +308,16 @@ def _tables(_connection: Connection, models: MetaData, state: cluster.State, sha
             if first is not None
             else (f"colocate_with => 'none', shard_count => {shards}")
         )
+        triggers = profile.own_triggers(table)
         yield Step(
             f"{table.name} by organization",
-            "an organization's rows of every table lie on one worker, beside each other",
-            (f"SELECT create_distributed_table('{SCHEMA}.{table.name}', 'org_id', {place})",),
+            "an organization's rows of every table lie on one worker, beside each other; triggers come after the rows, "
+            "or they would fire for each",
+            (
+                *(f"DROP TRIGGER {trigger.name} ON {SCHEMA}.{table.name}" for trigger in triggers),
+                f"SELECT create_distributed_table('{SCHEMA}.{table.name}', 'org_id', {place})",
+                *(trigger.create() for trigger in triggers),
+            ),
         )
         first = first or table.name
 
