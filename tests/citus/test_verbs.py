@@ -14,7 +14,7 @@ from workload import EXAMPLES, SCENES, world
 from ibex_db import Database
 
 # Citus does these in two steps, both on the organization's worker: what the first part found goes by the coordinator.
-IN_TWO_STEPS = ("INSERT INTO ibex_core.memory_vectors AS v", "WITH gone AS (", "WITH free AS (")
+IN_TWO_STEPS = ("INSERT INTO ibex_core.memory_vectors AS v", "INSERT INTO ibex_core.directive_versions", "WITH gone AS")
 
 
 @pytest.mark.parametrize("title", [*EXAMPLES, *SCENES])
@@ -48,7 +48,7 @@ async def _spread(db: Database, org_id: UUID, sent: Sequence[Sent]) -> list[str]
             counts = re.findall(r"Task Count: (\d+)", plan)
             steps = any(known in one.sql for known in IN_TWO_STEPS)
             if set(counts) != {"1"} or (len(counts) > 1 and not steps) or ("INSERT ... SELECT" in plan and not steps):
-                found.append(f"{one.sql}\n{plan}")
+                found.append(f"tasks {counts} of {one.sql}\n{plan}")
         await session.rollback()
     return found
 
@@ -60,6 +60,8 @@ def _literal(value: object) -> str:
 def _text(value: object) -> str:
     if isinstance(value, pgvector.Vector):
         return value.to_text()
+    if isinstance(value, bytes):
+        return f"\\x{value.hex()}"
     if isinstance(value, (list, tuple)):
         return "{" + ",".join('"' + _text(one).replace("\\", "\\\\").replace('"', '\\"') + '"' for one in value) + "}"
     return str(value)
