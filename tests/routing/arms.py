@@ -7,8 +7,9 @@
 A reference to a tenant table is bound where the conditions that hold for every one of its rows fix its org_id: to a
 value, or to the org_id of another reference that is bound.  The conditions are the AND of WHERE and of the joins'
 ON; those of an outer join hold only for the side that it may leave empty.  A sub-select may lean on what is bound
-around it; what a CTE or a sub-select in FROM returns as org_id is bound where it is bound inside.  Each SELECT,
-UPDATE, DELETE and INSERT is looked at on its own: every arm of a UNION, of a recursion and of a WITH.
+around it; what a sub-select in FROM returns as org_id is bound where it is bound inside, and of what a CTE returns
+nothing is: Citus may make a result of its own of that, and a join with it then asks every shard.  Each SELECT, UPDATE,
+DELETE and INSERT is looked at on its own: every arm of a UNION, of a recursion and of a WITH.
 
 Anything that this does not understand counts as not bound: a sharded engine would not understand it either.
 """
@@ -203,7 +204,7 @@ class Statement:
                     scope.tables[alias] = item.relname
                     scope.names[alias] = False
                 else:
-                    scope.names[alias] = item.schemaname is None and scope.ctes.get(item.relname, False)
+                    scope.names[alias] = False  # of a CTE: see above
             case ast.JoinExpr():
                 self._join(item, scope, verb)
             case ast.RangeSubselect():

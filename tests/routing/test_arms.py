@@ -23,7 +23,7 @@ BOUND = [
     f"SELECT (SELECT count(*) FROM {M} WHERE org_id = $1)",
     (
         f"WITH due AS (SELECT org_id, id FROM {M} WHERE org_id = $1) "
-        f"UPDATE {M} m SET deleted_at = now() FROM due WHERE m.org_id = due.org_id AND m.id = due.id"
+        f"UPDATE {M} m SET deleted_at = now() FROM due WHERE m.org_id = $1 AND m.id = due.id"
     ),
     (
         f"WITH gone AS (DELETE FROM {T} WHERE org_id = $1 RETURNING memory_id) "
@@ -71,6 +71,9 @@ LOOSE = {
         "UPDATE memories AS m",
     ],
     f"UPDATE {M} SET status = (SELECT max(tag) FROM {T}) WHERE org_id = $1": ["SELECT memory_tags"],
+    # Met on a cluster: four shards were asked.
+    f"WITH free AS (SELECT org_id, id FROM {M} WHERE org_id = $1 FOR UPDATE) "
+    f"UPDATE {M} m SET x = 1 FROM free WHERE m.org_id = free.org_id AND m.id = free.id": ["UPDATE memories AS m"],
     f"DELETE FROM {M} WHERE id = $2": ["DELETE memories"],
     f"WITH gone AS (DELETE FROM {T} RETURNING 1) SELECT FROM gone": ["DELETE memory_tags"],
     f"INSERT INTO {M} (id) VALUES ($2)": ["INSERT memories"],
