@@ -217,6 +217,14 @@ def citus(session: nox.Session) -> None:
     session.run("pytest", "tests/citus", *session.posargs)
 
 
+@nox.session(default=False)
+def chaos(session: nox.Session) -> None:
+    """Break everything at once for two minutes, or for IBEX_CHAOS_SECONDS; IBEX_CHAOS_SEED=... repeats its chances."""
+    _sync(session, "test")
+    lasting = {"IBEX_CHAOS_SECONDS": os.environ.get("IBEX_CHAOS_SECONDS", "120")}
+    session.run("pytest", "tests/chaos", "--capture=no", "--show-capture=no", *session.posargs, env=lasting)
+
+
 @nox.session(default=False, venv_backend="none")
 def everything(session: nox.Session) -> None:
     """Run the whole matrix after everything else, and a table of it at the end; about an hour and a half."""
@@ -292,7 +300,7 @@ def _test(
     report.unlink(missing_ok=True)
     told = (f"--junitxml={report}",) if column else ()
     if suite == "together":
-        extras = ("ibex-db-core[cli,testing]", "ibex-db-memory[cli]", *TYPES, *SERVICE)
+        extras = ("ibex-db-core[cli,otel,testing]", "ibex-db-memory[cli]", *TYPES, *SERVICE)
         _install(session, WHEELS, *extras, versions=versions)
         session.run("python", "-c", PROOF, *WHEELS)
         at = {"IBEX_WHEELS": str(BUILT), **(env or {})}
@@ -304,12 +312,12 @@ def _test(
     place = pathlib.Path(session.create_tmp()).resolve()
     shutil.rmtree(place / "tests", ignore_errors=True)
     shutil.copytree(ROOT / "packages" / suite / "tests", place / "tests", ignore=shutil.ignore_patterns("__pycache__"))
-    for shared in ("docstrings.py", "wire.py"):  # core's, which the tests of other wheels import
+    for shared in ("docstrings.py", "listening.py", "wire.py"):  # core's, which the tests of other wheels import
         shutil.copy(ROOT / "packages" / WHEELS[0] / "tests" / shared, place / "tests")
     with session.chdir(place):
         # Before the extras: what a wheel requires is enough to import it.
         session.run("python", "-c", PROOF, *installed)
-        extras = ("ibex-db-core[cli,testing]", *(["ibex-db-memory[cli]"] * (suite == WHEELS[-1])))
+        extras = ("ibex-db-core[cli,otel,testing]", *(["ibex-db-memory[cli]"] * (suite == WHEELS[-1])))
         _install(session, installed, *extras, versions=versions)
         session.run("python", "-c", PROOF, *installed)
         ours = ("-c", str(ROOT / "pyproject.toml"), "--rootdir", ".", "-o", f"pythonpath={place / 'tests'}")

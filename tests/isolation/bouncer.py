@@ -55,8 +55,8 @@ def find_pgbouncer() -> str:
 
 
 @contextmanager
-def pgbouncer(cluster: Cluster) -> Generator[Cluster]:
-    """Run it, and give the addresses of the same cluster through it."""
+def pgbouncer(cluster: Cluster, *settings: str) -> Generator[Cluster]:
+    """Run it, and give the addresses of the same cluster through it; settings are further lines of its file."""
     program = find_pgbouncer()
     server = _server(cluster)
     # The account that owns the server's socket folder: nobody else may enter it.
@@ -67,7 +67,7 @@ def pgbouncer(cluster: Cluster) -> Generator[Cluster]:
         (folder / "users.txt").write_text(
             "".join(f'"{login}" "{cluster.password or ""}"\n' for login in (SERVICE_LOGIN, PLATFORM_LOGIN))
         )
-        (folder / "pgbouncer.ini").write_text(_ini(folder, server))
+        (folder / "pgbouncer.ini").write_text("\n".join((_ini(folder, server), *settings, "")))
         log = (folder / "log").open("w+")
         with log, _running(program, folder, account, log.fileno()):
             admin = cluster.admin

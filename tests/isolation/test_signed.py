@@ -633,7 +633,7 @@ async def test_a_member_of_the_owner_role_switches_who_is_no_superuser(
             async with db.tenant(two.a.org_id) as session:
                 await look(session, two.a)
                 assert await MemoryRepository(session).search(agent_id=two.a.agent_id, text="tea")
-            await migrator.downgrade("memory@-1")
+            await migrator.downgrade("memory@-1", allow_destructive=True)
             await migrator.upgrade()
             await migrator.rotate(NEXT_KEY)
             assert len((await migrator.signing()).keys) == 2
@@ -662,7 +662,7 @@ async def policies(database: TestDatabase) -> object:
 async def test_what_later_migrations_make_is_signed(own: TestDatabase) -> None:
     await sign(own)
     async with own.connect(ONE, signing_key=KEY) as db, db.migrator() as migrator:
-        await migrator.downgrade("memory@base")
+        await migrator.downgrade("memory@base", allow_destructive=True)
         await migrator.upgrade("memory@head")
 
         found = await migrator.signing()

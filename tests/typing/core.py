@@ -18,10 +18,13 @@ from ibex_db import (
     EngineSettings,
     IbexError,
     InvalidInputError,
+    MigrationPlan,
     OrgScoped,
     Page,
+    PlannedRevision,
     Revision,
     ScopedSession,
+    TableLock,
     TokenIdentity,
 )
 
@@ -40,6 +43,12 @@ async def sessions(org_id: UUID) -> None:
     async with Database.from_env() as db:
         assert_type(db, Database)
         assert_type(await db.upgrade(), list[Revision])
+        async with db.migrator() as migrator:
+            plan = await migrator.plan()
+            assert_type(plan, MigrationPlan)
+            assert_type(plan.revisions, tuple[PlannedRevision, ...])
+            assert_type(plan.revisions[0].locks, list[TableLock])
+            assert_type(await migrator.losses("base", down=True), list[str])
         assert_type(await db.authenticate("token"), TokenIdentity)
         async with db.platform(reason="sign-up") as session:
             assert_type(session, ScopedSession)

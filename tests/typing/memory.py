@@ -25,12 +25,17 @@ from ibex_db import (
     MemoryRepository,
     MemoryTag,
     MemoryVersion,
+    Migrator,
     Organization,
     OrganizationTier,
     RememberedMany,
+    RepartitionStatus,
     ScopedSession,
     Session,
     SessionRepository,
+    abandon_repartition,
+    repartition,
+    repartition_status,
 )
 
 
@@ -92,3 +97,9 @@ async def runs(session: ScopedSession, agent_id: UUID) -> None:
     assert_type(run, Session)
     assert_type(await sessions.checkpoint(run.id, {"turn": 1}), Checkpoint)
     assert_type(await sessions.latest_checkpoint(run.id), Checkpoint | None)
+
+
+async def partitions(migrator: Migrator) -> None:
+    assert_type(await repartition(migrator, 32), RepartitionStatus)
+    assert_type(await repartition_status(migrator), RepartitionStatus)
+    assert_type(await abandon_repartition(migrator), bool)

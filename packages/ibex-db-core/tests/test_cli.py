@@ -192,11 +192,43 @@ def test_a_login_that_does_not_own_the_schema_is_told_which_one_does(ibex_cluste
 def test_downgrade_takes_revisions_back_newest_first(migrated: str) -> None:
     before = [step["id"] for step in answer("current", "--url", migrated)["revisions"]]
 
-    reverted = answer("downgrade", "base", "--yes", "--url", migrated)["reverted"]
+    reverted = answer("downgrade", "base", "--yes", "--allow-destructive", "--url", migrated)["reverted"]
 
     assert [step["id"] for step in reverted] == before[::-1]
     assert not any(step["applied"] for step in answer("current", "--url", migrated)["revisions"])
     assert "Nothing to do" in invoke("downgrade", "base", "--yes", "--url", migrated).stdout
+
+
+def test_downgrade_with_yes_alone_destroys_nothing(migrated: str) -> None:
+    ran = invoke("downgrade", "base", "--yes", "--url", migrated)
+
+    assert ran.exit_code == 3
+    assert "core_0002: table ibex_core.signing_keys with all its rows" in ran.stderr
+    assert "--allow-destructive" in ran.stderr
+    assert answer("upgrade", "--url", migrated)["applied"] == []
+
+
+def test_a_dry_run_tells_sql_and_locks_and_changes_nothing(migrated: str) -> None:
+    told = answer("downgrade", "core_0001", "--dry-run", "--scratch", migrated, "--url", migrated)
+
+    assert told["changed"] is False
+    (step,) = (one for one in told["revisions"] if one["id"] == "core_0002")
+    assert {
+        "table": "ibex_core.signing_keys",
+        "mode": "ACCESS EXCLUSIVE",
+        "rows": None,
+        "blocks": "reads and writes",
+    } in [{**lock, "rows": None} for lock in step["locks"]]
+    assert "DROP TABLE ibex_core.signing_keys" in [said["sql"] for said in step["statements"]]
+    assert step["destroys"][0].startswith("core_0002: table ibex_core.signing_keys with all its rows")
+    shown = invoke("downgrade", "core_0001", "--dry-run", "--scratch", migrated, "--url", migrated).stdout
+    assert "Nothing was changed" in shown
+    assert "DESTROYS core_0002: table ibex_core.signing_keys" in shown
+    assert answer("upgrade", "--url", migrated)["applied"] == []
+
+
+def test_sql_and_dry_run_exclude_each_other() -> None:
+    assert invoke("upgrade", "--sql", "--dry-run").exit_code == 2
 
 
 def test_downgrade_changes_nothing_where_nobody_can_be_asked(migrated: str) -> None:

@@ -69,6 +69,30 @@ async def test_a_connection_that_breaks_in_use_is_told_as_lost(
         assert await BotRepository(session).count() == 0
 
 
+async def test_a_server_that_has_said_farewell_is_lost_though_the_connection_has_not_closed_yet(
+    wired: Database, wire: Wire, acme: UUID, admin: asyncpg.Connection
+) -> None:
+    """asyncpg refuses whatever follows FATAL with an error of its own inside, which is no defect of anybody's."""
+    async with wired.tenant(acme) as session:
+        pid = await session.scalar(text("SELECT pg_backend_pid()"))
+    wire.clear()
+    wire.lingers = True
+    assert await admin.fetchval("SELECT pg_terminate_backend($1)", pid)
+    async with asyncio.timeout(10):
+        while not any(message.kind == "E" for message in wire.messages):  # noqa: ASYNC110 - the wire wakes nobody
+            await asyncio.sleep(0.01)
+    await asyncio.sleep(0.05)  # from the wire to the driver
+
+    with pytest.raises(ConnectionLostError, match="the server has ended it") as caught:
+        async with wired.tenant(acme) as session:
+            await BotRepository(session).count()
+    assert "another operation (2)" in str(caught.value.__cause__), "or this was not what it is about"
+
+    wire.lingers = False
+    async with wired.tenant(acme) as session:
+        assert await session.scalar(text("SELECT pg_backend_pid()")) != pid
+
+
 async def test_an_exhausted_pool_is_told_at_the_door(toy_database: TestDatabase, acme: UUID) -> None:
     settings = EngineSettings(pool_size=1, max_overflow=0, pool_timeout=0.05)
     async with toy_database.connect(settings) as db, db.tenant(acme) as held:

@@ -49,13 +49,25 @@ def test_every_error_survives_pickling_with_its_facts(kind: type[IbexError]) -> 
     assert copy.__dict__ == error.__dict__
 
 
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [("I live in Oslo.", "text of 15 characters"), ([0.25] * 384, "list of 384"), (7, "int"), (None, "None")],
+)
+def test_what_users_said_is_in_no_message(value: object, shown: str) -> None:
+    error = InvalidInputError("content", value, "must be something else")
+
+    assert str(error) == f"content must be something else; got {shown}"
+    assert error.value is value
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)  # noqa: S301 - our own bytes
+
+
 def test_bad_input_survives_pickling_even_where_its_value_cannot() -> None:
-    error = InvalidInputError("metadata", {"when": (number for number in [1])}, "must be serialisable as JSON")
+    error = InvalidInputError("extras", {"when": (number for number in [1])}, "must be serialisable as JSON")
 
     copy = pickle.loads(pickle.dumps(error))  # noqa: S301 - our own bytes
 
     assert str(copy) == str(error)
-    assert (copy.field, copy.rule) == ("metadata", "must be serialisable as JSON")
+    assert (copy.field, copy.rule) == ("extras", "must be serialisable as JSON")
     assert "generator" in str(copy.value)
 
 

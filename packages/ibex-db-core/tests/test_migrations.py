@@ -233,7 +233,7 @@ async def test_down_and_up_again_leaves_no_difference(empty_database: TestDataba
     before = await rows(empty_database, CATALOG)
     assert len(before) > 5
 
-    await migrator.downgrade("base")
+    await migrator.downgrade("base", allow_destructive=True)
     assert [revision for revision in await migrator.current() if revision.applied] == []
     left = {(row["kind"], row["name"]) for row in await rows(empty_database, CATALOG)}
     assert {name for kind, name in left if kind == "relation"} <= {"alembic_version", "alembic_version_pkc"}

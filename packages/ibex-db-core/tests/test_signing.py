@@ -91,7 +91,7 @@ async def test_nothing_is_rotated_where_signing_is_off(ibex_db: Database) -> Non
 
 async def test_a_schema_that_knows_nothing_of_signing_says_so(ibex_test_database: TestDatabase) -> None:
     async with ibex_test_database.connect(signing_key=KEY) as db, db.migrator() as migrator:
-        await migrator.downgrade("core@-1")
+        await migrator.downgrade("core@-1", allow_destructive=True)
         for verb in (migrator.sign(KEY), migrator.unsign(), migrator.rotate(KEY), migrator.signing()):
             with pytest.raises(MigrationError, match="ibex-db upgrade"):
                 await verb
@@ -104,7 +104,7 @@ async def test_the_function_is_not_taken_away_while_it_is_asked(ibex_test_databa
     async with ibex_test_database.connect(signing_key=KEY) as db, db.migrator() as migrator:
         await migrator.sign(KEY)
         with pytest.raises(MigrationError, match="--disable"):
-            await migrator.downgrade("core@-1")
+            await migrator.downgrade("core@-1", allow_destructive=True)
         assert (await migrator.signing()).enabled
 
 

@@ -250,12 +250,22 @@ def test_what_is_not_the_databases_is_left_alone() -> None:
         asyncpg.IdleInTransactionSessionTimeoutError("terminating connection"),
         asyncpg.ConnectionDoesNotExistError("connection was closed in the middle of operation"),
         asyncpg.InterfaceError("connection is closed"),
+        # Where a connection is set up, SQLAlchemy passes asyncpg's own on as they are.
+        asyncpg.InternalClientError("cannot switch to state 12; another operation (2) is in progress"),
+        sa_exc.StatementError("m", "SELECT 1", None, ConnectionLostError("no connection could be made anew")),
         ConnectionResetError("reset by peer"),
         TimeoutError(),
     ],
 )
 def test_a_server_that_ends_or_refuses_a_session_is_a_lost_connection(said: Exception) -> None:
     assert isinstance(translate(said), ConnectionLostError)
+
+
+def test_a_driver_that_lost_its_way_is_no_lost_connection() -> None:
+    """Or db.run() would do the work again and again."""
+    ours = translate(asyncpg.InternalClientError("got result for unknown protocol state 99"))
+
+    assert type(ours) is DatabaseError
 
 
 def test_a_conflict_in_a_partition_is_told_as_one_of_its_table() -> None:

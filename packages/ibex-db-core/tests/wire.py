@@ -31,6 +31,7 @@ class Wire:
         messages: since the last clear().
         writers: of both ends of every connection.
         break_on: a client's simple query that starts so is not passed on: every connection breaks instead.
+        lingers: the client's end stays open when the server has closed its own: last words have come, and no end.
         flowing: cleared, nothing passes either way, and nobody is told: what a dropped route looks like.
     """
 
@@ -38,6 +39,7 @@ class Wire:
     messages: list[Message] = field(default_factory=list[Message])
     writers: list[asyncio.StreamWriter] = field(default_factory=list[asyncio.StreamWriter])
     break_on: str | None = None
+    lingers: bool = False
     flowing: asyncio.Event = field(default_factory=asyncio.Event)
     _prepared: dict[bytes, str] = field(default_factory=dict[bytes, str])
 
@@ -154,4 +156,5 @@ async def _pass_on(
     except (asyncio.IncompleteReadError, ConnectionError):
         pass
     finally:
-        writer.close()
+        if not (wire.lingers and origin == "server"):
+            writer.close()

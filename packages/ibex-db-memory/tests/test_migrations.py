@@ -59,7 +59,7 @@ WHERE schemaname = 'ibex_core' AND relname LIKE 'memories_p%'
 
 async def test_up_and_down_and_up_again(ibex_db: Database) -> None:
     async with ibex_db.migrator() as migrator:
-        await migrator.downgrade("memory@base")
+        await migrator.downgrade("memory@base", allow_destructive=True)
         assert [step.id for step in await migrator.upgrade()] == [
             "memory_0001",
             "memory_0002",
@@ -156,7 +156,7 @@ async def test_a_bad_number_of_partitions_is_refused(
 ) -> None:
     monkeypatch.setenv("IBEX_MEMORY_PARTITIONS", given)
     async with ibex_db.migrator() as migrator:
-        await migrator.downgrade("memory@base")
+        await migrator.downgrade("memory@base", allow_destructive=True)
 
         with pytest.raises(MigrationError, match="IBEX_MEMORY_PARTITIONS"):
             await migrator.upgrade()
@@ -168,7 +168,7 @@ async def test_the_number_of_partitions_is_chosen_at_creation(
     monkeypatch.setenv("IBEX_MEMORY_PARTITIONS", "3")
     async with ibex_test_database.connect() as database:
         async with database.migrator() as migrator:
-            await migrator.downgrade("memory@base")
+            await migrator.downgrade("memory@base", allow_destructive=True)
             await migrator.upgrade()
             assert await migrator.check() == []
         async with database.platform(reason="look at the catalog") as session:

@@ -77,7 +77,7 @@ def _owner(cluster: Cluster, name: str) -> AsyncEngine:
 
 async def test_down_and_up_again_leaves_no_drift(ibex_db: Database) -> None:
     async with ibex_db.migrator() as migrator:
-        await migrator.downgrade("tenancy@base")
+        await migrator.downgrade("tenancy@base", allow_destructive=True)
         gone = [step.id for step in await migrator.current() if not step.applied and step.wheel == "tenancy"]
         await migrator.upgrade()
 

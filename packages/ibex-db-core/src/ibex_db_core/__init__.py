@@ -19,6 +19,7 @@ from ibex_db_core.errors import (
     ConnectionLostError,
     DatabaseError,
     DeadlockError,
+    DestructiveMigrationError,
     EmbeddedPostgresError,
     ForeignKeyError,
     IbexError,
@@ -26,6 +27,7 @@ from ibex_db_core.errors import (
     InvalidInputError,
     InvalidTokenError,
     LockTimeoutError,
+    MigrationBlockedError,
     MigrationError,
     NotFoundError,
     NotLoadedError,
@@ -42,11 +44,20 @@ from ibex_db_core.errors import (
     UnsafeRoleError,
 )
 from ibex_db_core.identity import TokenIdentity, TokenKind
-from ibex_db_core.migrations import Migrator, Revision, Signing
+from ibex_db_core.migrations import (
+    MigrationPlan,
+    Migrator,
+    PlannedRevision,
+    PlannedStatement,
+    Revision,
+    Signing,
+    TableLock,
+)
 from ibex_db_core.pages import Page
 from ibex_db_core.replicas import ReplicaStatus
 from ibex_db_core.repository import BaseRepository
 from ibex_db_core.steps import SteppedRepository
+from ibex_db_core.telemetry import QueryTags, Redaction, Telemetry, redact, tagged
 from ibex_db_core.tenant import ScopedSession
 from ibex_db_core.types import JsonObject, Vector, VectorLike
 
@@ -63,6 +74,7 @@ __all__ = [
     "Database",
     "DatabaseError",
     "DeadlockError",
+    "DestructiveMigrationError",
     "EmbeddedPostgresError",
     "EngineSettings",
     "ForeignKeyError",
@@ -73,13 +85,19 @@ __all__ = [
     "InvalidTokenError",
     "JsonObject",
     "LockTimeoutError",
+    "MigrationBlockedError",
     "MigrationError",
+    "MigrationPlan",
     "Migrator",
     "NotFoundError",
     "NotLoadedError",
     "OrgScoped",
     "Page",
+    "PlannedRevision",
+    "PlannedStatement",
     "PoolExhaustedError",
+    "QueryTags",
+    "Redaction",
     "ReplicaStatus",
     "Revision",
     "RuleViolationError",
@@ -91,6 +109,8 @@ __all__ = [
     "SoftDeleted",
     "StatementTimeoutError",
     "SteppedRepository",
+    "TableLock",
+    "Telemetry",
     "TenantError",
     "TenantMismatchError",
     "TenantMissingError",
@@ -101,4 +121,6 @@ __all__ = [
     "UnsafeRoleError",
     "Vector",
     "VectorLike",
+    "redact",
+    "tagged",
 ]

@@ -18,9 +18,11 @@ from ibex_db_core.engines import Addresses, Engines
 from ibex_db_core.errors import ConfigurationError, InvalidInputError
 from ibex_db_core.identity import Authenticator, TokenIdentity, load_authenticator
 from ibex_db_core.migrations import Migrator, Revision
+from ibex_db_core.migrations.plans import ATTEMPTS, LOCK_TIMEOUT
 from ibex_db_core.policies import APP_ROLE, PLATFORM_ROLE
 from ibex_db_core.replicas import ReplicaStatus, check_position
 from ibex_db_core.signing import KEY_VARIABLE, SigningKey
+from ibex_db_core.telemetry import Telemetry
 from ibex_db_core.tenant import OWN_ROLE, ScopedSession, scope, set_tenant
 from ibex_db_core.translation import translated
 from ibex_db_core.unit_of_work import again, reading, transaction
@@ -54,9 +56,11 @@ class Database:
             database with signing on demands; see docs/how-to/signing.md.
         replica_urls: of standbys that stream from ``url``'s server; ``tenant(read_only=True)`` goes to them, and
             to ``url`` where none is well.
+        telemetry: what to tell OpenTelemetry; None: nothing, at no cost.
 
     Raises:
-        ConfigurationError: a URL, a setting or a key that cannot be used, or a key together with step_down.
+        ConfigurationError: a URL, a setting or a key that cannot be used, or a key together with step_down;
+            telemetry without OpenTelemetry.
     """
 
     def __init__(
@@ -69,6 +73,7 @@ class Database:
         settings: EngineSettings | None = None,
         signing_key: str | None = None,
         replica_urls: Sequence[str | URL] = (),
+        telemetry: Telemetry | None = None,
     ) -> None:
         key = SigningKey(signing_key) if signing_key is not None else None
         if step_down and key is not None:
@@ -82,11 +87,13 @@ class Database:
             parse(owner_url) if owner_url is not None else None,
             [parse(one) for one in replica_urls],
         )
-        self._engines = Engines(addresses, settings or EngineSettings(), key, step_down=step_down)
+        self._engines = Engines(addresses, settings or EngineSettings(), key, step_down=step_down, telemetry=telemetry)
         self._authenticator: Authenticator | None = None
 
     @classmethod
-    def from_env(cls, *, url: str | None = None, settings: EngineSettings | None = None) -> Self:
+    def from_env(
+        cls, *, url: str | None = None, settings: EngineSettings | None = None, telemetry: Telemetry | None = None
+    ) -> Self:
         """Read IBEX_DATABASE_URL and its kin: _PLATFORM_URL, _OWNER_URL, _REPLICA_URLS, _STEP_DOWN, _SIGNING_KEY.
 
         Embedded where no URL is set.
@@ -95,6 +102,7 @@ class Database:
             url: takes the place of IBEX_DATABASE_URL, and of the other addresses with
                 it: they belong to another database.
             settings: pool, timeouts, application name.
+            telemetry: what to tell OpenTelemetry.
 
         Raises:
             ConfigurationError: an address is not one; or another of the addresses above is set and
@@ -108,7 +116,8 @@ class Database:
                     f"{lonely} is set and IBEX_DATABASE_URL is not: set it too, or unset {lonely} to use the embedded "
                     "Postgres"
                 )
-            return cls.embedded(settings=settings, signing_key=os.environ.get(KEY_VARIABLE, "").strip() or None)
+            key = os.environ.get(KEY_VARIABLE, "").strip() or None
+            return cls.embedded(settings=settings, signing_key=key, telemetry=telemetry)
         return cls(
             address,
             platform_url=os.environ.get("IBEX_PLATFORM_URL") or None if url is None else None,
@@ -117,6 +126,7 @@ class Database:
             settings=settings,
             signing_key=os.environ.get(KEY_VARIABLE, "").strip() or None,
             replica_urls=os.environ.get("IBEX_REPLICA_URLS", "").split() if url is None else (),
+            telemetry=telemetry,
         )
 
     @classmethod
@@ -126,6 +136,7 @@ class Database:
         *,
         settings: EngineSettings | None = None,
         signing_key: str | None = None,
+        telemetry: Telemetry | None = None,
     ) -> Self:
         """Use the Postgres of the ``embedded`` extra.
 
@@ -133,10 +144,11 @@ class Database:
             path: where its data is kept; None is the user's data folder.
             settings: pool, timeouts, application name.
             signing_key: as for Database.
+            telemetry: as for Database.
         """
         from ibex_db_core.embedded import EmbeddedPostgres
 
-        database = cls("postgresql:///ibex", settings=settings, signing_key=signing_key)
+        database = cls("postgresql:///ibex", settings=settings, signing_key=signing_key, telemetry=telemetry)
         database._engines.embed(EmbeddedPostgres(path))
         return database
 
@@ -211,7 +223,7 @@ class Database:
         if read_only and replicas is not None:
             org_id = validation.uuid("org_id", org_id)
             return reading(self._engines, replicas, lambda engine: self._session(engine, org_id, read_only=True), after)
-        return transaction(self._engines, self.session_factory(org_id, read_only=read_only))
+        return transaction(self._engines, self.session_factory(org_id, read_only=read_only), read_only=read_only)
 
     async def position(self) -> str:
         """Return how far the primary's write-ahead log has come, for ``tenant(..., after=)``: one round trip.
@@ -261,7 +273,7 @@ class Database:
         engine = await self._engines.platform()
         role = OWN_ROLE if self._engines.addresses.platform is not None else f"SET LOCAL ROLE {PLATFORM_ROLE}"
         session = ScopedSession(engine, expire_on_commit=False, close_resets_only=False)
-        scope(session, None, f"{role}; {self._engines.settings.each_transaction}")
+        scope(session, None, f"{role}; {self._engines.settings.each_transaction}", self._engines.watch)
         async with transaction(self._engines, session) as opened:
             yield opened
 
@@ -278,7 +290,12 @@ class Database:
         session = ScopedSession(engine, expire_on_commit=False, close_resets_only=False)
         role = f"SET LOCAL ROLE {APP_ROLE}" if self._engines.step_down else OWN_ROLE
         only = "SET TRANSACTION READ ONLY; " if read_only else ""
-        scope(session, org_id, f"{only}{set_tenant(org_id)}; {role}; {self._engines.settings.each_transaction}")
+        scope(
+            session,
+            org_id,
+            f"{only}{set_tenant(org_id)}; {role}; {self._engines.settings.each_transaction}",
+            self._engines.watch,
+        )
         return session
 
     async def run(
@@ -299,7 +316,7 @@ class Database:
         Raises:
             CommitUnknownError: the connection broke during COMMIT; never retried, for the work may have been done.
         """
-        return await again(lambda: self.tenant(org_id), lambda session: work(session, *args, **kwargs))
+        return await again(self._engines, org_id, self.tenant, lambda session: work(session, *args, **kwargs))
 
     async def authenticate(self, plaintext: str) -> TokenIdentity:
         """Return whom a token speaks for.
@@ -331,10 +348,19 @@ class Database:
 
     # -- schema
 
-    async def upgrade(self, revision: str = "heads") -> list[Revision]:
+    async def upgrade(
+        self,
+        revision: str = "heads",
+        *,
+        lock_timeout: float = LOCK_TIMEOUT,
+        attempts: int = ATTEMPTS,
+        allow_destructive: bool = False,
+    ) -> list[Revision]:
         """Bring the schema to the newest revision of every installed wheel; see Migrator.upgrade."""
         async with self.migrator() as migrator:
-            applied = await migrator.upgrade(revision)
+            applied = await migrator.upgrade(
+                revision, lock_timeout=lock_timeout, attempts=attempts, allow_destructive=allow_destructive
+            )
         await self._engines.forget_connections()
         return applied
 

@@ -1,7 +1,7 @@
 """The engine: asyncpg connections that fold BEGIN, read vectors in binary and speak our errors."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, cast
@@ -16,6 +16,7 @@ from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
 from ibex_db_core.errors import SignatureLateError, TenantError
 from ibex_db_core.signing import Signer, SigningKey
+from ibex_db_core.telemetry.tags import QueryTags, tagging
 from ibex_db_core.tenant import FoldedConnection
 from ibex_db_core.translation import translate
 from ibex_db_core.types import BINARY_VECTORS
@@ -42,6 +43,7 @@ class EngineSettings:
         statement_cache_size: asyncpg's cache; 0 for PgBouncer in transaction mode.
         hnsw_ef_search: candidates that a vector index search keeps, 1 to 1000; more is better recall and slower.
         connect_args: passed to asyncpg.connect as they are.
+        query_tags: what each statement says of who sent it; None: nothing.
     """
 
     pool_size: int = 10
@@ -58,6 +60,7 @@ class EngineSettings:
     statement_cache_size: int = 100
     hnsw_ef_search: int = 100
     connect_args: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    query_tags: QueryTags | None = None
 
     @property
     def behind_pgbouncer(self) -> bool:
@@ -98,17 +101,26 @@ class EngineSettings:
         )
 
     def for_migrations(self) -> "EngineSettings":
-        """One connection and no overflow, for a migration is one session's work; and no limit on how long it takes."""
-        return replace(self, pool_size=1, max_overflow=0, statement_timeout=0, lock_timeout=0, idle_timeout=0)
+        """A connection for one session's work, another to see who is in its way; no limit on how long it takes."""
+        return replace(self, pool_size=2, max_overflow=0, statement_timeout=0, lock_timeout=0, idle_timeout=0)
 
 
-def create_engine(address: Address, settings: EngineSettings, key: SigningKey | None = None) -> AsyncEngine:
+Connect = Callable[[], Awaitable[asyncpg.Connection]]
+
+
+def create_engine(
+    address: Address,
+    settings: EngineSettings,
+    key: SigningKey | None = None,
+    around: Callable[[Connect], Connect] | None = None,
+) -> AsyncEngine:
     """Make an engine; nothing is opened yet.
 
     Args:
         address: of the database, and the login.
         settings: pool, timeouts, application name.
         key: its tenant sessions are signed with this.
+        around: what is done around making a connection.
     """
 
     async def connect() -> asyncpg.Connection:
@@ -143,16 +155,20 @@ def create_engine(address: Address, settings: EngineSettings, key: SigningKey | 
 
     engine = create_async_engine(
         address.url,
-        async_creator=connect,
+        async_creator=connect if around is None else around(connect),
         pool_size=settings.pool_size,
         max_overflow=settings.max_overflow,
         pool_timeout=settings.pool_timeout,
         pool_recycle=settings.pool_recycle,
+        # What a statement was given is rows: contents, vectors, hashes of tokens.  It stays out of errors and of echo.
+        hide_parameters=True,
     )
     setattr(engine.dialect, BINARY_VECTORS, True)
     event.listen(engine.sync_engine, "connect", _register_vector)
     event.listen(engine.sync_engine, "checkout", _refuse_broken)
     event.listen(engine.sync_engine, "before_cursor_execute", _refuse_transaction_control)
+    if settings.query_tags is not None:  # after the guard, which looks at the statement as it was given
+        event.listen(engine.sync_engine, "before_cursor_execute", tagging(settings.query_tags), retval=True)
     event.listen(engine.sync_engine, "handle_error", _translate)
     return engine
 
@@ -222,8 +238,9 @@ def _refuse_broken(connection: DBAPIConnection, _entry: ConnectionPoolEntry, _pr
 def _translate(context: ExceptionContext) -> None:
     """Raise our error in place of the driver's; SQLAlchemy chains the cause."""
     found = context.sqlalchemy_exception or context.original_exception
-    if isinstance(found, TimeoutError):
+    if isinstance(found, (TimeoutError, asyncpg.InternalClientError)):
         # Silence of the server or of the network: whatever else is sent on this connection would wait as long.
+        # Or asyncpg is in the middle of something that will not end.
         context.is_disconnect = True
     execution = context.execution_context
     parameters = None

@@ -15,6 +15,7 @@ from ibex_db_core.policies import OWNER_ROLE
 from ibex_db_core.provisioning import DATABASE, PLATFORM_LOGIN, SERVICE_LOGIN, Cluster
 from ibex_db_core.replicas import Replica, Replicas
 from ibex_db_core.signing import SigningKey
+from ibex_db_core.telemetry import Telemetry
 from ibex_db_core.translation import translated
 from ibex_db_core.url import Address, parse
 
@@ -51,15 +52,26 @@ class Engines:
         settings: pool, timeouts, application name.
         key: signs tenants' sessions; None: they are not signed.
         step_down: accept a superuser's or the owner's login.
+        telemetry: what to tell OpenTelemetry; None: nothing.
+
+    Attributes:
+        watch: what watches them; None where there is no telemetry.
     """
 
     def __init__(
-        self, addresses: Addresses, settings: EngineSettings, key: SigningKey | None, *, step_down: bool
+        self,
+        addresses: Addresses,
+        settings: EngineSettings,
+        key: SigningKey | None,
+        *,
+        step_down: bool,
+        telemetry: Telemetry | None = None,
     ) -> None:
         self.addresses = addresses
         self.settings = settings
         self.step_down = step_down
         self.closed = False
+        self.watch = telemetry.start() if telemetry is not None else None
         self._key = key
         self._embedded: EmbeddedPostgres | None = None
         self._service: AsyncEngine | None = None
@@ -86,7 +98,7 @@ class Engines:
                 raise ConfigurationError(
                     "the embedded Postgres starts on `async with` or open(): its address is unknown before"
                 )
-            self._service = create_engine(self.addresses.service, self.settings, self._key)
+            self._service = self._make("service", self.addresses.service, self._key)
         return self._service
 
     async def open(self) -> None:
@@ -105,11 +117,13 @@ class Engines:
                     parse(cluster.url(DATABASE, user=PLATFORM_LOGIN)),
                     parse(cluster.url(DATABASE)),
                 )
-                self._service = create_engine(self.addresses.service, self.settings, self._key)
+                self._service = self._make("service", self.addresses.service, self._key)
 
     async def close(self) -> None:
         """Close every pool and let go of the embedded server.  Idempotent."""
         self.closed = True
+        if self.watch is not None:
+            self.watch.close()
         for engine in (self._service, self._platform):
             if engine is not None:
                 await engine.dispose()
@@ -147,7 +161,7 @@ class Engines:
             return self.service
         async with self._opening:
             if self._platform is None:
-                engine = create_engine(self.addresses.platform, self.settings)
+                engine = self._make("platform", self.addresses.platform, None)
                 try:
                     with translated():
                         await logins.verify_platform(engine, step_down=self.step_down)
@@ -179,9 +193,17 @@ class Engines:
         finally:
             await engine.dispose()
 
+    def _make(self, role: str, address: Address, key: SigningKey | None) -> AsyncEngine:
+        if self.watch is None:
+            return create_engine(address, self.settings, key)
+        return self.watch.engine(
+            role, address, self.settings, lambda around: create_engine(address, self.settings, key, around)
+        )
+
     def _make_replicas(self) -> Replicas:
         every = [
-            Replica(address, create_engine(address, self.settings, self._key)) for address in self.addresses.replicas
+            Replica(address, self._make(f"replica {number}", address, self._key))
+            for number, address in enumerate(self.addresses.replicas, 1)
         ]
         return Replicas(every, self._verify, wait=self.settings.replica_wait, most_lag=self.settings.replica_lag)
 

@@ -5,6 +5,7 @@
     │   ├── UnsafeRoleError           the login could read past the policies
     │   ├── EmbeddedPostgresError     the server in the wheel cannot run here
     │   └── MigrationError            the schema is not where the code expects it
+    │       └── DestructiveMigrationError   refused: data would go, and nobody allowed it
     ├── TenantError                   work without a tenant, or with a wrong one
     │   ├── TenantMissingError
     │   ├── TenantMismatchError
@@ -22,6 +23,7 @@
     │   ├── SerializationError        40001
     │   ├── DeadlockError             40P01
     │   ├── LockTimeoutError          55P03
+    │   │   └── MigrationBlockedError a revision never got its lock; nothing of it was applied
     │   ├── ConnectionLostError       the server or the network went away
     │   ├── SignatureLateError        the tenant was signed too long before its transaction (IB002)
     │   └── PoolExhaustedError        no connection within pool_timeout
@@ -34,7 +36,7 @@ exception is chained as ``__cause__``.
 """
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence, Sized
 from uuid import UUID
 
 __all__ = [
@@ -45,6 +47,7 @@ __all__ = [
     "ConnectionLostError",
     "DatabaseError",
     "DeadlockError",
+    "DestructiveMigrationError",
     "EmbeddedPostgresError",
     "ForeignKeyError",
     "IbexError",
@@ -52,6 +55,7 @@ __all__ = [
     "InvalidInputError",
     "InvalidTokenError",
     "LockTimeoutError",
+    "MigrationBlockedError",
     "MigrationError",
     "NotFoundError",
     "NotLoadedError",
@@ -106,6 +110,26 @@ class MigrationError(ConfigurationError):
     """The schema is not at a revision that this code can work with."""
 
 
+class DestructiveMigrationError(MigrationError):
+    """A revision would destroy data, and nobody allowed that; nothing was changed.
+
+    Attributes:
+        losses: what would go, one line each.
+    """
+
+    def __init__(self, losses: Sequence[str]) -> None:
+        self.losses = tuple(losses)
+        lost = "".join(f"\n  - {line}" for line in self.losses)
+        super().__init__(
+            f"refused, for data would be lost, and nothing was changed:{lost}\n"
+            "Back up what you need; then pass --allow-destructive (in Python: allow_destructive=True)"
+        )
+
+    def __reduce__(self) -> tuple[type["DestructiveMigrationError"], tuple[tuple[str, ...]]]:
+        """Survive pickling."""
+        return type(self), (self.losses,)
+
+
 class TenantError(IbexError):
     """Work that names no tenant, or the wrong one."""
 
@@ -132,6 +156,39 @@ class TenantMismatchError(TenantError):
 
 
 _SHOWN = 80
+
+UNSHOWN = frozenset(
+    {
+        "content",
+        "contents",
+        "embedding",
+        "metadata",
+        "metadata_",
+        "password",
+        "plaintext",
+        "previous_content",
+        "query",
+        "rules",
+        "signing_key",
+        "state",
+        "text",
+        "token",
+        "token_hash",
+        "vector",
+        "vectors",
+    }
+)
+"""Fields whose values no message shows, for messages end in logs: what users said, vectors, secrets."""
+
+
+def size_of(value: object) -> str:
+    """Return what kind of value it is, and how long: what may be told of any."""
+    kind = type(value).__name__
+    if value is None or isinstance(value, bool):
+        return str(value)
+    if isinstance(value, str):
+        return f"text of {len(value)} characters"
+    return f"{kind} of {len(value)}" if isinstance(value, Sized) else kind
 
 
 def _show(value: object) -> str:
@@ -162,7 +219,8 @@ class InvalidInputError(IbexError, ValueError):
         self.value = value
         self.rule = rule
         self.index = index
-        shown = _show(value)
+        # None and numbers tell nothing of anybody; and what is shown already was sent by pickle.
+        shown = size_of(value) if field in UNSHOWN and not isinstance(value, _Shown) else _show(value)
         where = "" if index is None else f"item {index}: "
         super().__init__(f"{where}{field} {rule}; got {shown}")
 
@@ -172,7 +230,7 @@ class InvalidInputError(IbexError, ValueError):
         try:
             pickle.dumps(value)
         except Exception:  # noqa: BLE001 - whatever somebody's __reduce__ raises
-            value = _Shown(_show(value))
+            value = _Shown(size_of(value) if self.field in UNSHOWN else _show(value))
         return _invalid_input, (self.field, value, self.rule, self.index)
 
 
@@ -289,6 +347,20 @@ class DeadlockError(TransientError):
 
 class LockTimeoutError(TransientError):
     """A lock was not granted within lock_timeout."""
+
+
+class MigrationBlockedError(LockTimeoutError):
+    """A revision did not get a lock within lock_timeout, as often as it tried; nothing of it was applied.
+
+    Attributes:
+        revision: which.
+        relation: what it waited for last; None: unknown.
+        holders: who was in its way then: pid, application_name, state and for how long, one line each.
+    """
+
+    revision: str = ""
+    relation: str | None = None
+    holders: tuple[str, ...] = ()
 
 
 class ConnectionLostError(TransientError):

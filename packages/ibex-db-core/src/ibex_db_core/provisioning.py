@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ibex_db_core.database import Database
     from ibex_db_core.embedded import EmbeddedPostgres
     from ibex_db_core.engine import EngineSettings
+    from ibex_db_core.telemetry import Telemetry
 
 DATABASE = "ibex"
 SERVICE_LOGIN = "ibex_service"
@@ -54,7 +55,12 @@ class Cluster:
         return address if user is None else replace_login(address, user, self.password)
 
     def database(
-        self, name: str, *, settings: "EngineSettings | None" = None, signing_key: str | None = None
+        self,
+        name: str,
+        *,
+        settings: "EngineSettings | None" = None,
+        signing_key: str | None = None,
+        telemetry: "Telemetry | None" = None,
     ) -> "Database":
         """Make a Database that connects as services should."""
         from ibex_db_core.database import Database
@@ -65,6 +71,7 @@ class Cluster:
             owner_url=self.url(name),
             settings=settings,
             signing_key=signing_key,
+            telemetry=telemetry,
         )
 
     async def create_logins(self) -> None:

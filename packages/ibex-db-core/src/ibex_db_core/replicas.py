@@ -89,7 +89,8 @@ class Replica:
         self._why = why
         self._asked_at = float("-inf")
         self._rests_until = time.monotonic() + self._rest
-        _log.warning("read replica %s is left alone for %g s: %s", self._address, self._rest, why)
+        facts = {"replica": self._address, "rest_seconds": self._rest}
+        _log.warning("read replica %s is left alone for %g s: %s", self._address, self._rest, why, extra=facts)
         self._rest = min(2 * self._rest, _LONGEST_REST_SECONDS)
 
     async def serves(self, verify: Verify, after: str | None, deadline: float, most_lag: float | None) -> bool:

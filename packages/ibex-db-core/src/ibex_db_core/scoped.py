@@ -1,7 +1,8 @@
 """What every repository stands on: statements that name the organization, run in a session that is bound to it."""
 
-from collections.abc import Sequence
-from typing import Any, ClassVar, Generic, TypeVar, cast
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast
 from uuid import UUID
 
 from sqlalchemy import (
@@ -23,8 +24,13 @@ from ibex_db_core import validation
 from ibex_db_core.base import Base
 from ibex_db_core.errors import InvalidInputError, NotFoundError, TenantMismatchError, TenantMissingError
 from ibex_db_core.pages import Order
-from ibex_db_core.tenant import SCOPED, Guard, ScopedSession
+from ibex_db_core.tenant import SCOPED, Guard, ScopedSession, watch_of
 from ibex_db_core.translation import name_of, translated
+
+if TYPE_CHECKING:
+    from ibex_db_core.telemetry.watch import Watch
+
+Check = Callable[[Any, "Watch", Any, Mapping[str, Any]], Awaitable[None]]
 
 T = TypeVar("T", bound=Base)
 X = TypeVar("X")
@@ -36,6 +42,8 @@ class Scoped(Generic[T]):
     model: ClassVar[type[Any]]
     _narrowed: ClassVar[bool] = False
     """A subclass adds conditions of its own to every statement."""
+    _checks: ClassVar[Mapping[str, Check]] = MappingProxyType({})
+    """What telemetry does after a verb of this name has returned: given the repository, the result, the arguments."""
 
     def __init_subclass__(cls, **options: object) -> None:
         super().__init_subclass__(**options)
@@ -56,6 +64,8 @@ class Scoped(Generic[T]):
                 if org_id is not None and org_id != session.org_id:
                     raise TenantMismatchError(session.org_id, org_id, "repository")
                 org_id = session.org_id
+            if (watch := watch_of(session)) is not None:
+                watch.repository(self)
         elif org_id is None:
             raise TenantMissingError(
                 f"{type(self).__name__} on a plain AsyncSession needs org_id: {type(self).__name__}(session, org_id)"

@@ -6,7 +6,7 @@ With a signing key, BEGIN also carries the tenant's signature: see signing.py.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypeGuard, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar, cast
 from uuid import UUID
 
 import asyncpg
@@ -20,6 +20,9 @@ from ibex_db_core.errors import DatabaseError, InvalidInputError, TenantError, T
 from ibex_db_core.policies import SIGNATURE_SETTING, TENANT_SETTING
 from ibex_db_core.sharding import SHARDED
 from ibex_db_core.signing import ASK, Signer, key_of_environment, set_signature
+
+if TYPE_CHECKING:
+    from ibex_db_core.telemetry.watch import Watch
 
 O = TypeVar("O")  # noqa: E741 - SQLAlchemy's own name for "an entity"
 
@@ -124,6 +127,8 @@ class SyncScopedSession(Session):
 
     org_id: UUID | None = None
     settings: str | None = None
+    watch: "Watch | None" = None
+    """What its Database's telemetry tells of it; None: nothing."""
 
     def get(self, entity: Any, ident: Any, **options: Any) -> Any:
         """Load by key; the bare id stands for (org_id, id)."""
@@ -179,8 +184,13 @@ class ScopedSession(AsyncSession):
         return cast("SyncScopedSession", self.sync_session).org_id
 
 
-def scope(session: ScopedSession, org_id: UUID | None, settings: str) -> None:
-    """Bind a fresh session to an organization, and to what its BEGIN carries.
+def watch_of(session: ScopedSession) -> "Watch | None":
+    """Return what its Database's telemetry tells of a session; None: nothing."""
+    return cast("SyncScopedSession", session.sync_session).watch
+
+
+def scope(session: ScopedSession, org_id: UUID | None, settings: str, watch: "Watch | None" = None) -> None:
+    """Bind a fresh session to an organization, to what its BEGIN carries, and to what is told of it.
 
     Raises:
         TenantMismatchError: it is bound already; its identity map would hand one tenant's objects to the other.
@@ -190,6 +200,7 @@ def scope(session: ScopedSession, org_id: UUID | None, settings: str) -> None:
         raise TenantMismatchError(sync.org_id, org_id, "binding")
     sync.org_id = org_id
     sync.settings = settings
+    sync.watch = watch
 
 
 @event.listens_for(SyncScopedSession, "after_begin")

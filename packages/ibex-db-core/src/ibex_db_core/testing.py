@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ibex_db_core.database import Database
     from ibex_db_core.engine import EngineSettings
     from ibex_db_core.provisioning import Cluster
+    from ibex_db_core.telemetry import Telemetry
 
 URL_VARIABLE = "IBEX_TEST_DATABASE_URL"
 
@@ -140,9 +141,15 @@ class TestDatabase:
     name: str
     cluster: "Cluster"
 
-    def connect(self, settings: "EngineSettings | None" = None, *, signing_key: str | None = None) -> "Database":
+    def connect(
+        self,
+        settings: "EngineSettings | None" = None,
+        *,
+        signing_key: str | None = None,
+        telemetry: "Telemetry | None" = None,
+    ) -> "Database":
         """Make a Database on it, as a service would: closed by the caller."""
-        return self.cluster.database(self.name, settings=settings, signing_key=signing_key)
+        return self.cluster.database(self.name, settings=settings, signing_key=signing_key, telemetry=telemetry)
 
 
 @pytest.fixture

@@ -26,7 +26,6 @@ from ibex_db_core.errors import (
     DeadlockError,
     ForeignKeyError,
     IbexError,
-    InvalidInputError,
     LockTimeoutError,
     NotFoundError,
     PoolExhaustedError,
@@ -88,6 +87,12 @@ _LOST = ("08", "57P", "25P03", "25P04", "53300")
 # 28: the server does not know this user or password; 3D: no such database.
 _REFUSED_LOGIN = ("28", "3D")
 
+# 22: data exceptions, the server's and the driver's own, whose messages quote the value; it may be a content.
+_QUOTES_VALUES = "22"
+_QUOTED = re.compile(r"""(?<=query argument \$\d): .*|(?<=query argument \$\d\d): .*|: ".*| ".*"(?= is )""")
+# PROTOCOL_ERROR_CONSUME: asyncpg has read the server's last words (FATAL), and the end of the connection not yet.
+_SAID_FAREWELL = "another operation (2) is in progress"
+
 _SHOWN = 120
 
 # An index of a partition carries its parent's name and the partition's number.
@@ -96,7 +101,7 @@ _PARTITION = re.compile(r"_p\d+(?=\"|$)")
 # What is a shard's carries the shard's number, before which Citus cuts long names short; and of a worker's error only
 # the message comes back.
 _SHARD = re.compile(r"(?P<cut>_[0-9a-f]{8})?_\d{6,}(?=\"|$)")
-_QUOTED = re.compile(r'constraint "([^"]+)"')
+_RULE = re.compile(r'constraint "([^"]+)"')
 _OF_TABLE = re.compile(r'(?:on table|relation|for table) "([^"]+)"')
 
 
@@ -127,12 +132,14 @@ def translate(exc: BaseException, parameters: Mapping[str, object] | None = None
         )
     if isinstance(exc, StaleDataError):
         return NotFoundError("row of this UPDATE or DELETE", "(changed or deleted by another transaction)")
-    if isinstance(exc, StatementError) and isinstance(exc.orig, InvalidInputError):
-        return exc.orig
+    if isinstance(exc, StatementError) and isinstance(exc.orig, IbexError):
+        return exc.orig  # a bad parameter, or a lost connection that could not be made anew
     if isinstance(exc, DBAPIError):
         adapted = exc.orig
         driver = getattr(adapted, "driver_exception", None) or getattr(adapted, "__cause__", None) or adapted
         return _from_driver(driver, parameters, broken=exc.connection_invalidated)
+    if isinstance(exc, asyncpg.InternalClientError):
+        return _from_inside(exc)
     if isinstance(exc, asyncpg.ClientConfigurationError):
         return ConfigurationError(f"the database URL asks for what the driver cannot do: {exc}")
     if isinstance(exc, InvalidRequestError) and "permanently closed" in str(exc):
@@ -152,9 +159,18 @@ def translate(exc: BaseException, parameters: Mapping[str, object] | None = None
     return None
 
 
+def _from_inside(exc: asyncpg.InternalClientError) -> IbexError:
+    """Tell what asyncpg says of its own state."""
+    if _SAID_FAREWELL in str(exc):
+        return ConnectionLostError("the connection broke (the server has ended it); what was not committed is gone")
+    return DatabaseError(f"the driver lost track of the connection: {exc}; it is not used again")
+
+
 def _from_driver(
     driver: BaseException | None, parameters: Mapping[str, object] | None, *, broken: bool = False
 ) -> IbexError:
+    if isinstance(driver, asyncpg.InternalClientError):
+        return _from_inside(driver)
     state = cast("str | None", getattr(driver, "sqlstate", None))
     said = str(driver).splitlines()[0] if str(driver) else type(driver).__name__
     if state is None:
@@ -166,9 +182,11 @@ def _from_driver(
     if state.startswith(_REFUSED_LOGIN):
         return ConfigurationError(f"{said}: check user, password and database of the URL [{state}]")
     kind, way_out = _BY_STATE.get(state, (DatabaseError, "see the cause"))
+    if state.startswith(_QUOTES_VALUES):
+        said = _QUOTED.sub("", said)
     constraint = cast("str | None", getattr(driver, "constraint_name", None))
     table = cast("str | None", getattr(driver, "table_name", None))
-    if constraint is None and state.startswith("23") and (found := _QUOTED.search(said)):
+    if constraint is None and state.startswith("23") and (found := _RULE.search(said)):
         constraint = found[1]
     if table is None and constraint is not None and (found := _OF_TABLE.search(said)):
         table = found[1]

@@ -2,8 +2,9 @@
 
 import random
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import TypeVar
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from typing import TYPE_CHECKING, TypeVar
+from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -17,8 +18,11 @@ from ibex_db_core.errors import (
     TransientError,
 )
 from ibex_db_core.replicas import Replicas
-from ibex_db_core.tenant import ScopedSession
+from ibex_db_core.tenant import ScopedSession, watch_of
 from ibex_db_core.translation import translated
+
+if TYPE_CHECKING:
+    from ibex_db_core.telemetry.unit import Run, Unit
 
 __all__ = ["again", "reading", "transaction"]
 
@@ -30,7 +34,9 @@ _SECONDS = 30.0
 
 
 @asynccontextmanager
-async def transaction(engines: Engines, session: ScopedSession) -> AsyncGenerator[ScopedSession]:
+async def transaction(
+    engines: Engines, session: ScopedSession, *, read_only: bool = False
+) -> AsyncGenerator[ScopedSession]:
     """Give the session for one transaction: commit on success, rollback on an exception.
 
     Raises:
@@ -38,7 +44,7 @@ async def transaction(engines: Engines, session: ScopedSession) -> AsyncGenerato
         CommitUnknownError: the connection broke during COMMIT.
     """
     await engines.ready()
-    async with _transacted(session) as opened:
+    async with _watched(session, read_only=read_only) as opened:
         yield opened
 
 
@@ -58,11 +64,11 @@ async def reading(
         raise ConfigurationError("this Database is closed: make a new one")
     replica = await replicas.choose(after)
     if replica is None:
-        async with transaction(engines, make(engines.service)) as session:
+        async with transaction(engines, make(engines.service), read_only=True) as session:
             yield session
         return
     try:
-        async with _transacted(make(replica.engine)) as session:
+        async with _watched(make(replica.engine), read_only=True, replica=True) as session:
             yield session
     except (ConnectionLostError, CommitUnknownError) as exc:
         replica.failed(str(exc))  # the next one goes elsewhere; what this one had read is its caller's to repeat
@@ -72,14 +78,29 @@ async def reading(
 
 
 async def again(
-    begin: Callable[[], AbstractAsyncContextManager[ScopedSession]], work: Callable[[ScopedSession], Awaitable[R]]
+    engines: Engines,
+    org_id: UUID,
+    begin: Callable[[UUID], AbstractAsyncContextManager[ScopedSession]],
+    work: Callable[[ScopedSession], Awaitable[R]],
 ) -> R:
-    """Run work in a transaction, from the start each time that a new attempt may help."""
+    """Run work in a transaction of an organization, from the start each time that a new attempt may help."""
+    if engines.watch is None:
+        return await _again(org_id, begin, work, None)
+    with engines.watch.run(org_id).entered() as run:
+        return await _again(org_id, begin, work, run)
+
+
+async def _again(
+    org_id: UUID,
+    begin: Callable[[UUID], AbstractAsyncContextManager[ScopedSession]],
+    work: Callable[[ScopedSession], Awaitable[R]],
+    run: "Run | None",
+) -> R:
     import stamina
 
     async for attempt in stamina.retry_context(on=_retry, attempts=_ATTEMPTS, timeout=_SECONDS):
-        with attempt:
-            async with begin() as session:
+        with attempt, run.attempt() if run is not None else nullcontext():
+            async with begin(org_id) as session:
                 return await work(session)
     raise AssertionError("stamina re-raises the last failure")  # pragma: no cover
 
@@ -91,13 +112,29 @@ def _retry(exc: Exception) -> bool | float:
     return isinstance(exc, TransientError)
 
 
+def _watched(
+    session: ScopedSession, *, read_only: bool, replica: bool = False
+) -> AbstractAsyncContextManager[ScopedSession]:
+    watch = watch_of(session)
+    if watch is None:
+        return _transacted(session, None)
+    return _seen(session, watch.unit(session, read_only=read_only, replica=replica))
+
+
 @asynccontextmanager
-async def _transacted(session: ScopedSession) -> AsyncGenerator[ScopedSession]:
+async def _seen(session: ScopedSession, unit: "Unit") -> AsyncGenerator[ScopedSession]:
+    with unit:
+        async with _transacted(session, unit) as opened:
+            yield opened
+
+
+@asynccontextmanager
+async def _transacted(session: ScopedSession, unit: "Unit | None") -> AsyncGenerator[ScopedSession]:
     async with session:
         with translated():
             # Check a connection out here, so that an exhausted pool or an
             # absent server is told at the door.  BEGIN goes with the first statement.
-            await session.connection()
+            await (session.connection() if unit is None else unit.connect())
         try:
             yield session
             with translated():
@@ -114,3 +151,5 @@ async def _transacted(session: ScopedSession) -> AsyncGenerator[ScopedSession]:
                 "look before doing it again",
                 sqlstate=exc.sqlstate,
             ) from exc
+        if unit is not None:
+            unit.committed()

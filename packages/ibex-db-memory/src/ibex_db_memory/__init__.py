@@ -31,6 +31,7 @@ from ibex_db_memory.models import (
     SpaceStatus,
     VersionOperation,
 )
+from ibex_db_memory.partitioning import RepartitionStatus, abandon_repartition, repartition, repartition_status
 from ibex_db_memory.reembedding import Embed, Reembedding, ReembeddingStatus
 from ibex_db_memory.repositories import (
     Direction,
@@ -90,6 +91,7 @@ __all__ = [
     "ReembeddingStatus",
     "RelationshipType",
     "RememberedMany",
+    "RepartitionStatus",
     "Resumed",
     "ScoreParts",
     "Session",
@@ -98,8 +100,11 @@ __all__ = [
     "SpaceStatus",
     "TagCount",
     "VersionOperation",
+    "abandon_repartition",
     "content_hash",
     "normalise",
     "normalise_tag",
+    "repartition",
+    "repartition_status",
     "state_hash",
 ]

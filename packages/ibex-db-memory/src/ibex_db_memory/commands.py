@@ -10,7 +10,7 @@ import typer
 
 from ibex_db_core.cli.options import AsJson, Debug, Url, connect
 from ibex_db_core.console import EXIT_CODES, Output, Result
-from ibex_db_memory import commands_bench, commands_transfer
+from ibex_db_memory import commands_bench, commands_expire, commands_repartition, commands_transfer
 
 if TYPE_CHECKING:
     from ibex_db_memory.demo.story import Tell
@@ -22,6 +22,8 @@ def register(app: typer.Typer) -> None:
     """Add the commands."""
     app.command(epilog=EXIT_CODES)(demo)
     commands_bench.register(app)
+    commands_expire.register(app)
+    commands_repartition.register(app)
     commands_transfer.register(app)
 
 

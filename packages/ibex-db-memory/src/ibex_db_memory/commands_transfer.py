@@ -19,7 +19,7 @@ from ibex_db_core.console import EXIT_CODES, Output, Result, table
 from ibex_db_core.database import Database
 from ibex_db_core.errors import NotFoundError
 
-__all__ = ["register"]
+__all__ = ["organization", "register"]
 
 Org = Annotated[
     str, typer.Option("--org", metavar="ORG", help="The organization: its id, or its slug.", show_default=False)
@@ -105,7 +105,7 @@ def export(
         started = time.perf_counter()
         count = 0
         part = output_file.with_name(f".{output_file.name}.part")
-        async with _organization(url, org) as (database, org_id), database.tenant(org_id, read_only=True) as session:
+        async with organization(url, org) as (database, org_id), database.tenant(org_id, read_only=True) as session:
             agents = await _agents(database, org_id, agent) if agent else None
             with _bar(output, "exporting") as tell, _private(part) as file:
 
@@ -160,7 +160,7 @@ def import_(
         from ibex_db_memory import MemoryRepository
 
         started = time.perf_counter()
-        async with _organization(url, org) as (database, org_id), database.tenant(org_id) as session:
+        async with organization(url, org) as (database, org_id), database.tenant(org_id) as session:
             with _bar(output, "importing") as tell, file.open("rb") as lines:
                 done = await MemoryRepository(session).import_(
                     lines,
@@ -213,7 +213,7 @@ def import_from(
         from ibex_db_memory import ImportOptions, MemoryRepository
 
         started = time.perf_counter()
-        async with _organization(url, org) as (database, org_id), database.tenant(org_id) as session:
+        async with organization(url, org) as (database, org_id), database.tenant(org_id) as session:
             ours = await _agents(database, org_id, [*pairs.values(), *([other_agent] if other_agent else [])])
             agents = dict(zip(pairs, ours, strict=False))
             default = ours[-1] if other_agent else None
@@ -250,7 +250,7 @@ def _pairs(given: list[str] | None) -> dict[str, str]:
 
 
 @asynccontextmanager
-async def _organization(url: str | None, org: str) -> AsyncGenerator[tuple[Database, UUID]]:
+async def organization(url: str | None, org: str) -> AsyncGenerator[tuple[Database, UUID]]:
     """Open the database, and find the organization: a slug is the platform's to look up."""
     async with connect(url) as database:
         if _is_uuid(org):

@@ -170,7 +170,8 @@ class TokenAuthenticator:
                     for _ in range(0, len(ledger.uses), _MOST_TOKENS):
                         await self._look_up(database, org_id, "", ledger.take())
         except (IbexError, TimeoutError) as exc:
-            _log.warning("uses of tokens were not counted: %s", str(exc) or "it took too long")
+            why = str(exc) or "it took too long"
+            _log.warning("uses of tokens were not counted: %s", why, extra={"error_type": type(exc).__name__})
 
     async def _look_up(
         self, database: "Database", org_id: UUID, token_hash: str, given: dict[str, _Use]

@@ -1,5 +1,6 @@
 """`ibex-db upgrade`, `downgrade`, `current` and `check`."""
 
+import asyncio
 import logging
 import re
 import sys
@@ -14,9 +15,22 @@ from rich.console import Group, RenderableType
 from rich.table import Column
 from rich.text import Text
 
-from ibex_db_core.cli.options import AsJson, Debug, Url, connect, where
+from ibex_db_core.cli.options import (
+    AllowDestructive,
+    AsJson,
+    Attempts,
+    Debug,
+    DryRun,
+    LockTimeout,
+    Scratch,
+    Url,
+    connect,
+    where,
+)
+from ibex_db_core.cli.planned import planned
 from ibex_db_core.console import CANCELLED, EXIT_CODES, FOUND, Output, Result, table
 from ibex_db_core.migrations import Migrator, Revision
+from ibex_db_core.migrations.plans import ATTEMPTS, LOCK_TIMEOUT
 
 __all__ = ["register"]
 
@@ -61,7 +75,12 @@ def upgrade(
         str, typer.Argument(metavar="REVISION", help="For example memory@head.", show_default="the newest of all")
     ] = "heads",
     *,
-    sql: Annotated[bool, typer.Option("--sql", help="Print the SQL and touch no database.")] = False,
+    sql: Annotated[bool, typer.Option("--sql", help="Print the SQL of all revisions and touch no database.")] = False,
+    dry_run: DryRun = False,
+    scratch: Scratch = None,
+    allow_destructive: AllowDestructive = False,
+    lock_timeout: LockTimeout = LOCK_TIMEOUT,
+    attempts: Attempts = ATTEMPTS,
     url: Url = None,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -69,16 +88,23 @@ def upgrade(
     """Bring the schema to the newest revision of every installed wheel.
 
     Idempotent, and safe to start in many places at once: one migrates, the others wait.
+    A revision that does not get its lock lets go of all it has, and tries again.
     """
     output = Output(as_json=as_json, debug=debug)
+    if sql and dry_run:
+        raise typer.BadParameter("choose one: --sql asks no database, --dry-run asks this one", param_hint="--dry-run")
 
     async def work() -> Result:
         if sql:
             return Script(Migrator.sql(revision))
+        if dry_run:
+            return await planned(output, url, revision, down=False, scratch=scratch)
         started = time.perf_counter()
         with output.progress(f"upgrading {where(url)}") as told, _steps(told):
             async with connect(url) as database:
-                applied = await database.upgrade(revision)
+                applied = await database.upgrade(
+                    revision, lock_timeout=lock_timeout, attempts=attempts, allow_destructive=allow_destructive
+                )
         return Upgraded(applied, round(time.perf_counter() - started, 3))
 
     output.run(work)
@@ -103,33 +129,64 @@ class Downgraded(Result):
 def downgrade(
     revision: Annotated[str, typer.Argument(help="Where to go back to: memory@base, memory@-1, a revision, or base.")],
     *,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Do not ask. Where data goes, --allow-destructive is needed too.")
+    ] = False,
+    dry_run: DryRun = False,
+    scratch: Scratch = None,
+    allow_destructive: AllowDestructive = False,
+    lock_timeout: LockTimeout = LOCK_TIMEOUT,
+    attempts: Attempts = ATTEMPTS,
     url: Url = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Take the schema back to a revision; tables made since then go, with their data."""
+    """Take the schema back to a revision; tables made since then go, with their data.
+
+    On a terminal it says what goes, and asks; elsewhere --yes agrees, and --allow-destructive agrees to the losses.
+    """
     output = Output(as_json=as_json, debug=debug)
 
-    def agreed() -> Coroutine[None, None, Downgraded]:
-        if not yes:
-            _confirm(f"Downgrade {where(url)} to {revision}? Tables made since then go, with their data.")
-        return work()
+    def agreed() -> Coroutine[None, None, Result]:
+        if dry_run:
+            return planned(output, url, revision, down=True, scratch=scratch)
+        allowed = allow_destructive
+        if not (yes or allow_destructive):
+            _somebody()
+            lost = asyncio.run(losses())
+            _confirm(f"Downgrade {where(url)} to {revision}? {_told(lost)}")
+            allowed = True  # what goes has just been read out
+        return work(allowed=allowed)
 
-    async def work() -> Downgraded:
+    async def losses() -> list[str]:
+        async with connect(url) as database, database.migrator() as migrator:
+            return await migrator.losses(revision, down=True)
+
+    async def work(*, allowed: bool) -> Downgraded:
         with output.progress(f"downgrading {where(url)}") as told, _steps(told):
             async with connect(url) as database, database.migrator() as migrator:
                 before = await migrator.current()
-                await migrator.downgrade(revision)
+                await migrator.downgrade(
+                    revision, lock_timeout=lock_timeout, attempts=attempts, allow_destructive=allowed
+                )
                 after = {step.id: step for step in await migrator.current()}
         return Downgraded([after[step.id] for step in reversed(before) if step.applied and not after[step.id].applied])
 
     output.run(agreed)
 
 
-def _confirm(question: str) -> None:
+def _told(lost: Sequence[str]) -> str:
+    return "No data goes." if not lost else "".join(("This goes for good:", *(f"\n  - {line}" for line in lost), "\n"))
+
+
+def _somebody() -> None:
     if not sys.stdin.isatty():
-        raise typer.BadParameter("nobody is there to be asked: pass --yes to lose that data", param_hint="--yes")
+        raise typer.BadParameter(
+            "nobody is there to be asked: pass --yes, and --allow-destructive to lose data", param_hint="--yes"
+        )
+
+
+def _confirm(question: str) -> None:
     try:
         agreed = typer.confirm(question, err=True)
     except typer.Abort:
@@ -252,19 +309,25 @@ _MOVE = re.compile(r"Running (?P<verb>upgrade|downgrade) (?P<before>.*?) -> (?P<
 
 @contextmanager
 def _steps(told: Callable[[str], None]) -> Generator[None]:
-    """Tell each revision as it begins; Alembic's log is the one place that says so."""
+    """Tell each revision as it begins, which Alembic's log says, and each wait for a lock."""
 
     class Steps(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            if moved := _MOVE.match(record.getMessage()):
+            said = record.getMessage()
+            if moved := _MOVE.match(said):
                 told(f"applying {moved['after']}" if moved["verb"] == "upgrade" else f"taking back {moved['before']}")
+            elif record.name == "ibex_db.migrations":
+                told(said)
 
-    log = logging.getLogger("alembic.runtime.migration")
-    handler, level = Steps(), log.level
-    log.addHandler(handler)
-    log.setLevel(logging.INFO)
+    handler = Steps()
+    logs = [logging.getLogger(name) for name in ("alembic.runtime.migration", "ibex_db.migrations")]
+    levels = [log.level for log in logs]
+    for log in logs:
+        log.addHandler(handler)
+        log.setLevel(logging.INFO)
     try:
         yield
     finally:
-        log.setLevel(level)
-        log.removeHandler(handler)
+        for log, level in zip(logs, levels, strict=True):
+            log.setLevel(level)
+            log.removeHandler(handler)

@@ -8,7 +8,18 @@ import typer
 from ibex_db_core.database import Database
 from ibex_db_core.url import parse
 
-__all__ = ["AsJson", "Debug", "Url", "connect", "where"]
+__all__ = [
+    "AllowDestructive",
+    "AsJson",
+    "Attempts",
+    "Debug",
+    "DryRun",
+    "LockTimeout",
+    "Scratch",
+    "Url",
+    "connect",
+    "where",
+]
 
 
 def _not_blank(url: str | None) -> str | None:
@@ -31,6 +42,29 @@ Url = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, for machines.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Show SQL, locks, rewrites and losses; change nothing in this database.")
+]
+Scratch = Annotated[
+    str | None,
+    typer.Option(
+        "--scratch",
+        metavar="URL",
+        show_default="the embedded Postgres",
+        help="With --dry-run: a superuser on a server where a database may be made, best of the same version.",
+    ),
+]
+AllowDestructive = Annotated[
+    bool, typer.Option("--allow-destructive", help="Let it drop tables, columns or rows, or narrow a type.")
+]
+LockTimeout = Annotated[
+    float,
+    typer.Option(
+        "--lock-timeout", min=0.0, metavar="SECONDS", help="How long to queue for a lock, and have others queue behind."
+    ),
+]
+Attempts = Annotated[int, typer.Option("--attempts", min=1, help="How often to try for the locks of one revision.")]
 
 
 def connect(url: str | None) -> Database:

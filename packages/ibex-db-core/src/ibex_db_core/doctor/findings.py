@@ -80,6 +80,7 @@ PERFORMANCE_CODES: Mapping[str, Severity] = {
     "index-unused": _L,
     "index-bloated": _L,
     "vector-index-memory": _M,
+    "vector-index-build": _L,
     "transaction-old": _M,
     "statement-slow": _M,
     "transaction-age": _H,

@@ -31,6 +31,8 @@ class Limits:
         unused_days: an index that nothing asked for so long, counted from the statistics' reset.
         bloat: how many times the size of its entries an index may have; a fresh B-tree has about 1.1.
         bloat_bytes: smaller indexes are not worth a rebuild.
+        vector_share: of shared_buffers that the vector indexes may take, all together.
+        build_share: of maintenance_work_mem that the largest of them may take.
         skew: rows of the fullest partition for each of the average one.
         transaction_minutes: an open transaction older than this keeps every dead row alive.
         statement_ms: mean time of a statement.
@@ -46,6 +48,8 @@ class Limits:
     unused_days: float = 14.0
     bloat: float = 3.0
     bloat_bytes: int = 64 * 2**20
+    vector_share: float = 1.0
+    build_share: float = 1.0
     skew: float = 3.0
     transaction_minutes: float = 10.0
     statement_ms: float = 100.0
@@ -207,17 +211,18 @@ def _check_bloat(audit: Audit, *, limits: Limits) -> Iterator[Finding]:
 
 
 _MEMORY = """
-    SELECT COALESCE(sum(pg_relation_size(c.oid)), 0) AS bytes,
-           pg_size_bytes(current_setting('shared_buffers')) AS buffers
+    SELECT COALESCE(sum(pg_relation_size(c.oid)), 0) AS bytes, COALESCE(max(pg_relation_size(c.oid)), 0) AS largest,
+           pg_size_bytes(current_setting('shared_buffers')) AS buffers,
+           pg_size_bytes(current_setting('maintenance_work_mem')) AS building
       FROM pg_class c JOIN pg_am a ON a.oid = c.relam AND a.amname = 'hnsw' JOIN pg_index x ON x.indexrelid = c.oid
      WHERE x.indrelid = ANY (:tables) AND c.relkind = 'i'
 """
 
 
-def _check_memory(audit: Audit, *, limits: Limits) -> Iterator[Finding]:  # noqa: ARG001 - as every check
-    """The vector indexes fit into memory: a search visits their pages at random."""
+def _check_memory(audit: Audit, *, limits: Limits) -> Iterator[Finding]:
+    """The vector indexes fit into memory: a search visits their pages at random, and so does who builds one."""
     for row in audit.rows(_MEMORY, tables=list(audit.tables)):
-        if row.bytes > row.buffers:
+        if row.bytes > limits.vector_share * row.buffers:
             yield finding(
                 "vector-index-memory",
                 "shared_buffers",
@@ -225,6 +230,16 @@ def _check_memory(audit: Audit, *, limits: Limits) -> Iterator[Finding]:  # noqa
                 "walks their pages at random, and waits for the disk where they are in no cache",
                 "-- ALTER SYSTEM SET shared_buffers = '...'  -- a quarter of the memory at least, and restart; or more "
                 "memory, or smaller vectors",
+            )
+        if row.largest > limits.build_share * row.building:
+            yield finding(
+                "vector-index-build",
+                "maintenance_work_mem",
+                f"the largest vector index takes {_bytes(row.largest)}, and maintenance_work_mem is "
+                f"{_bytes(row.building)}: past that a build goes on through the table, many times slower (REINDEX, "
+                "restoring a backup, another partition count)",
+                f"-- SET maintenance_work_mem = '{_megabytes(row.largest)}MB' in the session that builds, where the "
+                "server has so much to spare",
             )
 
 
@@ -322,6 +337,11 @@ def _check_age(audit: Audit, *, limits: Limits) -> Iterator[Finding]:
                 f"its oldest rows are {row.age:,} transactions old; at 2,000,000,000 the server refuses every write",
                 "VACUUM (FREEZE)",
             )
+
+
+def _megabytes(size: float) -> int:
+    """Return a round number of megabytes above a size."""
+    return (int(size) // 2**20 // 64 + 1) * 64
 
 
 def _bytes(size: float) -> str:

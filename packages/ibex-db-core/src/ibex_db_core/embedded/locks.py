@@ -30,6 +30,19 @@ def attempt(path: Path, *, shared: bool = False, create: bool = True) -> int | N
     return lock
 
 
+def is_shared(path: Path) -> bool:
+    """Tell whether others share the lock: it cannot be had alone, and can be shared.
+
+    Where neither can be had, somebody holds it alone; where both can, nobody holds it.
+    """
+    for shared in (False, True):
+        lock = attempt(path, shared=shared, create=False)
+        if lock is not None:
+            os.close(lock)
+            return shared
+    return False
+
+
 def take(path: Path, deadline: float, *, shared: bool = False) -> int:
     """Take the lock before `deadline` (monotonic clock), or raise EmbeddedPostgresError."""
     while (lock := attempt(path, shared=shared)) is None:

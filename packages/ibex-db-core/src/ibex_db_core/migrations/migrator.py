@@ -5,15 +5,17 @@ Alembic is imported by the verbs: a service that only connects never waits for i
 
 import asyncio
 import math
+import random
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 from sqlalchemy import Connection, text
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from ibex_db_core.errors import InvalidInputError, MigrationError
 from ibex_db_core.migrations import signing
+from ibex_db_core.migrations.plans import ATTEMPTS, LOCK_TIMEOUT, MigrationPlan, Patience
 from ibex_db_core.migrations.wheels import Revision, metadata
 from ibex_db_core.signing import SigningKey
 
@@ -25,6 +27,15 @@ T = TypeVar("T")
 # One number for "somebody migrates an ibex_core schema in this database".
 # Session level, since every revision commits on its own.
 _LOCK = 0x1BEC_DB01
+
+# The backend of a pod that is killed goes on with its statement, and keeps the lock; this has it look.
+# Not every system can tell it.
+_NOTICE_A_DEAD_CLIENT = """
+DO $$ BEGIN
+    PERFORM set_config('client_connection_check_interval', '2s', false);
+EXCEPTION WHEN OTHERS THEN NULL;
+END $$
+"""
 
 
 class Migrator:
@@ -38,31 +49,103 @@ class Migrator:
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
 
-    async def upgrade(self, revision: str = "heads") -> list[Revision]:
+    async def upgrade(
+        self,
+        revision: str = "heads",
+        *,
+        lock_timeout: float = LOCK_TIMEOUT,
+        attempts: int = ATTEMPTS,
+        allow_destructive: bool = False,
+    ) -> list[Revision]:
         """Bring the schema to a revision, by default to the newest of every installed wheel.
 
         Idempotent; safe to call from many processes at once: an advisory lock
         lets one migrate while the others wait and then find nothing to do.
 
+        Args:
+            revision: where to.
+            lock_timeout: seconds that a revision queues for a lock, and has others queue behind it, before it lets
+                go of all it has; 0: no limit.
+            attempts: how often each revision is tried, with jittered, exponential backoff up to 10 s.
+            allow_destructive: let revisions drop tables, columns or rows, or narrow a type.
+
         Returns:
             the revisions that this call applied, in order.
 
         Raises:
+            InvalidInputError: lock_timeout is negative, or attempts below 1.
+            DestructiveMigrationError: data would go and allow_destructive is False; nothing was applied.
+            MigrationBlockedError: a revision never got its lock; those before it stay applied.
             MigrationError: a revision failed; those before it stay applied, its own changes are rolled back.
         """
-        from ibex_db_core.migrations import runner
+        patience = Patience(lock_timeout, attempts)
+        return await self._move(revision, patience, down=False, allow_destructive=allow_destructive)
 
-        return await self._locked(lambda connection: runner.upgrade(connection, revision))
-
-    async def downgrade(self, revision: str) -> None:
+    async def downgrade(
+        self,
+        revision: str,
+        *,
+        lock_timeout: float = LOCK_TIMEOUT,
+        attempts: int = ATTEMPTS,
+        allow_destructive: bool = False,
+    ) -> None:
         """Take the schema back to a revision, for example ``memory@base``, ``memory@-1`` or ``base``.
 
+        Args:
+            revision: where to.
+            lock_timeout: as for upgrade().
+            attempts: as for upgrade().
+            allow_destructive: as for upgrade(); most steps back drop what their step forward made.
+
         Raises:
+            InvalidInputError: lock_timeout is negative, or attempts below 1.
+            DestructiveMigrationError: data would go and allow_destructive is False; nothing was taken back.
+            MigrationBlockedError: a step never got its lock; those before it stay taken back.
             MigrationError: a step failed and was rolled back.
         """
-        from ibex_db_core.migrations import runner
+        patience = Patience(lock_timeout, attempts)
+        await self._move(revision, patience, down=True, allow_destructive=allow_destructive)
 
-        await self._locked(lambda connection: runner.downgrade(connection, revision))
+    async def plan(self, revision: str = "heads", *, down: bool = False, scratch: str | None = None) -> MigrationPlan:
+        """Return what an upgrade would do now, or a downgrade: SQL, locks, rewrites, scans and losses; does nothing.
+
+        The revisions run on a throw-away copy of the schema, in their own transactions, and the server is asked
+        there what each statement locked; the live database is only read.  See decision 53.
+
+        Args:
+            revision: where to.
+            down: plan a downgrade.
+            scratch: the address of a superuser on a server where a database may be made and dropped, best of the
+                live server's version; None: an embedded one, of the extra ``embedded``.
+
+        Raises:
+            ConfigurationError: no scratch, and the embedded Postgres is not installed.
+            MigrationError: no such revision, the database is at one that no installed wheel has, or a step fails.
+        """
+        from ibex_db_core.migrations import planning
+
+        return await planning.plan(self._engine, revision, down=down, scratch=scratch)
+
+    async def losses(self, revision: str = "heads", *, down: bool = False) -> list[str]:
+        """Return what an upgrade, or a downgrade, would destroy, one line each; asks only for sizes.
+
+        Raises:
+            MigrationError: there is no such revision, or a migration is running in this process.
+        """
+        from ibex_db_core.migrations import moving
+
+        async with self._engine.connect() as connection, alembic_to_itself():
+            return await connection.run_sync(moving.losses, revision, down)
+
+    async def _move(self, revision: str, patience: Patience, *, down: bool, allow_destructive: bool) -> list[Revision]:
+        from ibex_db_core.migrations import moving
+
+        if not down and await self._is_at(revision):
+            return []  # no reason to wait for whoever else is at work on the schema
+        async with self.exclusive() as connection:
+            return await moving.move(
+                self._engine, connection, revision, patience, down=down, allow_destructive=allow_destructive
+            )
 
     async def current(self) -> list[Revision]:
         """Return every revision of the installed wheels, oldest first, each with whether it is applied."""
@@ -185,13 +268,40 @@ class Migrator:
 
         return runner.sql(revision)
 
-    async def _locked(self, run: Callable[[Connection], T]) -> T:
+    async def _is_at(self, revision: str) -> bool:
+        from ibex_db_core.migrations import runner
+
         async with self._engine.connect() as connection:
-            await connection.execute(text(f"SELECT pg_advisory_lock({_LOCK})"))
+            heads, steps = await connection.run_sync(lambda live: runner.pending(live, runner.history(), revision))
+        return bool(heads) and not steps
+
+    async def _locked(self, run: Callable[[Connection], T]) -> T:
+        async with self.exclusive() as connection:
+            return await connection.run_sync(run)
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncGenerator[AsyncConnection]:
+        """Give a connection of the owner's login, for looking."""
+        async with self._engine.connect() as connection:
+            yield connection
+
+    @asynccontextmanager
+    async def exclusive(self) -> AsyncGenerator[AsyncConnection]:
+        """Give a connection of the owner's login once nobody else migrates this database, and keep others waiting.
+
+        For procedures on the schema that are no revision; an upgrade that finds every revision applied does not wait.
+        """
+        async with self._engine.connect() as connection:
+            # Asked again and again, not waited for: who waits in a statement has a snapshot, and CREATE INDEX
+            # CONCURRENTLY waits for every older one; the two would be a deadlock.
+            while not await connection.scalar(text(f"SELECT pg_try_advisory_lock({_LOCK})")):
+                await connection.rollback()
+                await asyncio.sleep(random.uniform(0.05, 0.2))  # noqa: S311 - apart from others is all it must be
+            await connection.execute(text(_NOTICE_A_DEAD_CLIENT))
             await connection.commit()
             try:
-                async with _alembic_to_itself():
-                    return await connection.run_sync(run)
+                async with alembic_to_itself():
+                    yield connection
             finally:
                 await connection.rollback()
                 await connection.execute(text("RESET row_security"))
@@ -200,7 +310,7 @@ class Migrator:
 
 
 @asynccontextmanager
-async def _alembic_to_itself() -> AsyncGenerator[None]:
+async def alembic_to_itself() -> AsyncGenerator[None]:
     """Wait until no other migration runs in this process, on whichever loop or thread, and keep others waiting."""
     from ibex_db_core.migrations.runner import ALONE
 

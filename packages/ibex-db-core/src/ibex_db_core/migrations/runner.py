@@ -1,32 +1,34 @@
 """Alembic, over one connection: what it applies, compares and prints for the installed wheels."""
 
+import copy
 import io
+import logging
+import re
 import threading
 import warnings
-from collections.abc import Callable, Collection, Iterable, Mapping
-from contextlib import redirect_stdout
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping
+from contextlib import contextmanager, redirect_stdout, suppress
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from alembic import command
 from alembic.autogenerate import produce_migrations
 from alembic.config import Config
 from alembic.operations.ops import MigrationScript
-from alembic.runtime.migration import MigrationContext
+from alembic.runtime.environment import EnvironmentContext
+from alembic.runtime.migration import MigrationContext, RevisionStep
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy import Connection, MetaData, text
 
 from ibex_db_core.base import SCHEMA
 from ibex_db_core.distribution.cluster import has_citus, is_distributed
-from ibex_db_core.errors import MigrationError
+from ibex_db_core.errors import DeadlockError, DestructiveMigrationError, LockTimeoutError, MigrationError
 from ibex_db_core.migrations import signing
 from ibex_db_core.migrations.wheels import Revision, metadata, wheels
 from ibex_db_core.policies import SIGNING_KEYS
-
-if TYPE_CHECKING:
-    from alembic.runtime.environment import EnvironmentContext
+from ibex_db_core.translation import translate
 
 # Alembic's `op` and `context` are one for the whole process: two databases that
 # migrate at once would run each other's statements.
@@ -47,7 +49,7 @@ def _escaped(path: Path) -> str:
     return str(path).replace("%", "%%")  # ConfigParser interpolates
 
 
-def configure_online(context: "EnvironmentContext") -> None:
+def configure_online(context: EnvironmentContext) -> None:
     """Tell Alembic about our schema; called from env.py."""
     connection = cast("Connection", context.config.attributes["connection"])
     options = comparison(connection)
@@ -116,8 +118,32 @@ def compared(connection: Connection, models: MetaData) -> tuple[MigrationScript,
     return script, complaints
 
 
-def upgrade(connection: Connection, revision: str) -> list[Revision]:
-    """Apply what is missing up to a revision, and return that."""
+def history() -> ScriptDirectory:
+    """Return the revisions of every installed wheel, read once for what follows."""
+    return ScriptDirectory.from_config(_config())
+
+
+def pending(
+    connection: Connection, script: ScriptDirectory, revision: str, *, down: bool = False
+) -> tuple[tuple[str, ...], list[RevisionStep]]:
+    """Return the revisions that the database is at, and the steps from there to another one, in their order.
+
+    Raises:
+        MigrationError: there is no such revision.
+    """
+    context = MigrationContext.configure(connection, opts={"version_table_schema": SCHEMA})
+    heads = context.get_current_heads()
+    connection.rollback()  # reading began a transaction; Alembic wants to begin its own
+    # What alembic.command calls: the public verbs run what they find at once.
+    find: Any = getattr(script, "_downgrade_revs" if down else "_upgrade_revs")
+    try:
+        return heads, list(find(revision, heads))
+    except CommandError as exc:
+        raise _unknown(exc) from exc
+
+
+def prepare(connection: Connection) -> None:
+    """Make the schema where it is missing, and have a data migration that the policies would empty fail."""
     # Asked first: IF NOT EXISTS would want CREATE on the database of a
     # later migrator, who is no more than a member of the owner role.
     if has_citus(connection) and not is_distributed(connection):
@@ -129,16 +155,99 @@ def upgrade(connection: Connection, revision: str) -> list[Revision]:
     # nothing; this makes it an error.
     connection.execute(text("SET row_security = off"))
     connection.commit()
-    before = _applied(connection)
-    connection.rollback()  # as in configure_online
-    _run(connection, lambda config: command.upgrade(config, revision))
-    after = _applied(connection)
-    return [step for step in revisions(after) if step.applied and step.id not in before]
 
 
-def downgrade(connection: Connection, revision: str) -> None:
-    """Take back what is past a revision."""
-    _run(connection, lambda config: command.downgrade(config, revision))
+def apply(connection: Connection, script: ScriptDirectory, step: RevisionStep) -> None:
+    """Apply one step, or take it back, in a transaction of its own.
+
+    Raises:
+        LockTimeoutError: it did not get a lock; DeadlockError: it gave way.
+        MigrationError: it failed, and was rolled back.
+    """
+    config = _config()
+    config.attributes["connection"] = connection
+
+    def only(_heads: object, _context: object) -> list[RevisionStep]:
+        return [step]
+
+    try:
+        with EnvironmentContext(config, script, fn=only):
+            script.run_env()
+    except CommandError as exc:
+        raise _unknown(exc) from exc
+    except Exception as exc:
+        ours = translate(exc)
+        if isinstance(ours, (LockTimeoutError, DeadlockError, DestructiveMigrationError)):
+            if ours is exc:
+                raise
+            raise ours from exc
+        raise MigrationError(f"migration failed and was rolled back: {exc}") from exc
+
+
+def statements(script: ScriptDirectory, steps: Iterable[RevisionStep], heads: tuple[str, ...]) -> dict[str, list[str]]:
+    """Return the SQL of each step, as it is known without a database: nothing for what asks one."""
+    output = _Pieces()
+    config = _config(output)
+    quiet = [copy.copy(step) for step in steps]
+    for step in quiet:
+        step.migration_fn = _offline(step.migration_fn)
+
+    def those(_heads: object, _context: object) -> list[RevisionStep]:
+        return quiet
+
+    with (
+        _unsaid(),
+        redirect_stdout(output),
+        EnvironmentContext(config, script, fn=those, as_sql=True, starting_rev=cast("Any", heads or None)),
+    ):
+        script.run_env()
+    found: dict[str, list[str]] = {}
+    at = iter(quiet)
+    current: list[str] | None = None
+    for piece in output.pieces:
+        if piece.startswith("-- Running "):
+            current = found.setdefault(next(at).revision.revision, [])
+        elif current is not None and piece.strip() and not _BOOKKEEPING.search(piece):
+            current.append(piece.strip())
+    return found
+
+
+# Alembic's own words of a script: its transactions, and its table.
+_BOOKKEEPING = re.compile(
+    r"^\s*(?:BEGIN|COMMIT)\s*;?\s*$|(?:INTO|UPDATE|FROM|TABLE)\s+ibex_core\.alembic_version", re.IGNORECASE
+)
+
+
+@contextmanager
+def _unsaid() -> Generator[None]:
+    """Keep Alembic from logging steps that nobody takes."""
+    log = logging.getLogger("alembic.runtime.migration")
+    before, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = before
+
+
+class _Pieces(io.StringIO):
+    """An output that remembers each thing written to it on its own: Alembic writes one statement at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pieces: list[str] = []
+
+    def write(self, text: str, /) -> int:
+        self.pieces.append(text)
+        return super().write(text)
+
+
+def _offline(migrate: Callable[..., Any]) -> Callable[..., Any]:
+    def attempt(**options: object) -> None:
+        # A revision that asks the database has no SQL without one: the guard then reads it while it runs.
+        with suppress(Exception):
+            migrate(**options)
+
+    return attempt
 
 
 def differences(connection: Connection) -> list[str]:
@@ -167,17 +276,6 @@ def sql(revision: str) -> str:
     return output.getvalue()
 
 
-def _run(connection: Connection, what: Callable[[Config], object]) -> None:
-    config = _config()
-    config.attributes["connection"] = connection
-    try:
-        what(config)
-    except CommandError as exc:
-        raise _unknown(exc) from exc
-    except Exception as exc:
-        raise MigrationError(f"migration failed and was rolled back: {exc}") from exc
-
-
 def _unknown(exc: CommandError) -> MigrationError:
     return MigrationError(
         f"{exc}. Nothing was changed. `ibex-db current` lists the revisions of the installed wheels; "
@@ -185,7 +283,7 @@ def _unknown(exc: CommandError) -> MigrationError:
     )
 
 
-def _applied(connection: Connection) -> set[str]:
+def applied(connection: Connection) -> set[str]:
     """Return the applied revisions, ancestors included."""
     context = MigrationContext.configure(connection, opts={"version_table_schema": SCHEMA})
     heads = context.get_current_heads()
@@ -199,7 +297,7 @@ def _applied(connection: Connection) -> set[str]:
 
 def steps(connection: Connection) -> list[Revision]:
     """Return every revision of the installed wheels, each with whether it is applied."""
-    return revisions(_applied(connection))
+    return revisions(applied(connection))
 
 
 def strangers(connection: Connection) -> list[str]:

@@ -518,7 +518,8 @@ class SessionRepository(SteppedRepository[Session]):
             if checkpoint is None or checkpoint.is_intact():
                 return checkpoint
             below = checkpoint.sequence_number
-            _log.error("checkpoint %s of session %s is damaged", below, session_id)
+            facts = {"session_id": str(session_id), "sequence_number": below}
+            _log.error("checkpoint %s of session %s is damaged", below, session_id, extra=facts)
         return None
 
     async def _newest_checkpoint(self, session_id: UUID, *, below: int | None = None) -> Checkpoint | None:

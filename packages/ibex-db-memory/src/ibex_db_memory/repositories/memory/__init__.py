@@ -1,5 +1,7 @@
 """MemoryRepository: one mixin for each idea, composed here."""
 
+from types import MappingProxyType
+
 from ibex_db_memory.repositories.memory.erasure import Erasure
 from ibex_db_memory.repositories.memory.finding import Finding
 from ibex_db_memory.repositories.memory.graph import Direction, Graph, Neighbor
@@ -8,6 +10,7 @@ from ibex_db_memory.repositories.memory.importing import Importing, ImportOption
 from ibex_db_memory.repositories.memory.lifecycle import Lifecycle
 from ibex_db_memory.repositories.memory.retention import Retention
 from ibex_db_memory.repositories.memory.tags import TagCount, Tags
+from ibex_db_memory.repositories.memory.telemetry import guard_recall
 from ibex_db_memory.repositories.memory.usage import Usage
 from ibex_db_memory.repositories.memory.writing import Kept, Outcome, RememberedMany
 
@@ -30,3 +33,5 @@ class MemoryRepository(Lifecycle, Erasure, Finding, Usage, History, Graph, Tags,
         session: from db.tenant(), or any AsyncSession.
         org_id: may be left out in a tenant session.
     """
+
+    _checks = MappingProxyType({"search": guard_recall})

@@ -1,0 +1,280 @@
+"""Another number of partitions for filled memories, while services read and write; killed anywhere, nothing is lost."""
+
+import asyncio
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+from uuid import UUID, uuid4
+
+import asyncpg
+import pytest
+from catalog_snapshot import snapshot
+from live_load import Load, organizations
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from ibex_db import Database, EngineSettings, InvalidInputError, MigrationError
+from ibex_db_core.provisioning import Cluster
+from ibex_db_memory import partitioning
+from ibex_db_memory.partitioning import abandon_repartition, repartition, repartition_status
+
+Made = Callable[[int], Awaitable[tuple[str, Database]]]
+
+_PARTITIONS = "SELECT count(*) FROM pg_inherits WHERE inhparent = 'ibex_core.memories'::regclass"
+_LEFT = "SELECT relname FROM pg_class WHERE relname LIKE '%memories\\_next%' OR relname LIKE 'next\\_%'"
+
+
+@pytest.fixture
+async def made(ibex_cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Made]:
+    """``made(4)``: the owner's address and an open Database, with that many partitions."""
+    await ibex_cluster.create_logins()
+    opened: list[tuple[str, Database]] = []
+
+    async def make(partitions: int) -> tuple[str, Database]:
+        monkeypatch.setenv("IBEX_MEMORY_PARTITIONS", str(partitions))
+        name = f"ibex_test_{uuid4().hex[:12]}"
+        await ibex_cluster.create_database(name)
+        db = await ibex_cluster.database(name, settings=EngineSettings(pool_size=6)).open()
+        opened.append((name, db))
+        await db.upgrade()
+        return ibex_cluster.url(name).render_as_string(hide_password=False), db
+
+    yield make
+    for name, db in opened:
+        await db.close()
+        await ibex_cluster.drop_database(name)
+
+
+async def _asked(url: str, query: str) -> list[Any]:
+    connection = await asyncpg.connect(url)
+    found = [row[0] for row in await connection.fetch(query)]
+    await connection.close()
+    return found
+
+
+def _engine(url: str) -> AsyncEngine:
+    return create_async_engine(url.replace("postgresql://", "postgresql+asyncpg://"))
+
+
+def _hash(words: str) -> str:
+    return hashlib.sha256(words.encode()).hexdigest()
+
+
+async def _fill(db: Database, orgs: list[tuple[UUID, UUID]], rows: int) -> None:
+    for org, agent in orgs:
+        async with db.tenant(org) as session:
+            values = [
+                {"org": org, "agent": agent, "mark": f"{org}-{n}", "hash": _hash(f"{org}{n}")} for n in range(rows)
+            ]
+            await session.execute(
+                text(
+                    "INSERT INTO ibex_core.memories (org_id, agent_id, content, content_hash, category, embedding) "
+                    "VALUES (:org, :agent, :mark, :hash, 'factual', "
+                    "(SELECT array_agg(random()) FROM generate_series(1, 384))::vector)"
+                ),
+                values,
+            )
+            insert = "INSERT INTO ibex_core.memory_tags (org_id, memory_id, tag) "
+            await session.execute(text(f"{insert} SELECT org_id, id, 'kept' FROM ibex_core.memories"))
+            await session.execute(
+                text(
+                    "UPDATE ibex_core.memories m SET superseded_by = (SELECT n.id FROM ibex_core.memories n "
+                    "WHERE n.id <> m.id AND n.org_id = :org LIMIT 1), status = 'superseded' WHERE m.content LIKE '%-1'"
+                ),
+                {"org": org},
+            )
+
+
+# All that services read of it, whatever lies where.
+_EVERYTHING = """
+    SELECT md5(string_agg(t, '' ORDER BY t COLLATE "C")) FROM (
+        SELECT 'm' || m::text AS t FROM ibex_core.memories m
+        UNION ALL SELECT 'v' || v::text FROM ibex_core.memory_versions v
+        UNION ALL SELECT 't' || g::text FROM ibex_core.memory_tags g) all_rows
+"""
+
+
+@pytest.mark.parametrize(("before", "after"), [(3, 8), (8, 2)])
+async def test_it_ends_as_if_the_table_had_been_made_so_with_every_row_in_it(
+    made: Made, before: int, after: int
+) -> None:
+    url, db = await made(before)
+    meant, _ = await made(after)
+    await _fill(db, await organizations(db), 40)
+    rows = await _asked(url, _EVERYTHING)
+    said: list[str] = []
+
+    async with db.migrator() as migrator:
+        status = await repartition(migrator, after, batch=50, tell=said.append)
+        assert await migrator.check() == []
+
+    assert (status.partitions, status.copying_to, status.unvalidated) == (after, None, 0)
+    assert await _asked(url, _EVERYTHING) == rows
+    assert await _asked(url, _LEFT) == []
+    assert any(line.startswith("copied 120 of") for line in said)
+    one, other = _engine(url), _engine(meant)
+    there, wanted = await snapshot(one), await snapshot(other)
+    await one.dispose()
+    await other.dispose()
+    # memory_vectors has as many as memories had when it was made, and keeps them.
+    assert {fact for fact in there ^ wanted if "memory_vectors" not in str(fact)} == set()
+    assert [found for found in (await db.doctor()).findings if found.code not in _OF_THE_SERVER] == []
+
+
+# What a test server is, and no table of it.
+_OF_THE_SERVER = {"server-settings", "login-superuser"}
+
+
+async def test_readers_and_writers_go_on_and_no_acknowledged_write_is_lost(made: Made) -> None:
+    url, db = await made(3)
+    load = Load(db, await organizations(db), memories=True)
+
+    async with load.running(), db.migrator() as migrator:
+        await repartition(migrator, 6, batch=20)
+    await load.settle()
+
+    assert await _asked(url, _PARTITIONS) == [6]
+    async with db.migrator() as migrator:
+        assert await migrator.check() == []
+
+
+async def test_what_is_changed_and_deleted_meanwhile_is_so_in_the_copy(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, db = await made(3)
+    orgs = await organizations(db, 1)
+    ((org, _agent),) = orgs
+    await _fill(db, orgs, 30)
+    verify: Callable[[Any], Awaitable[None]] = getattr(partitioning, "_verify")  # noqa: B009 - as monkeypatch names it
+
+    async def meddle_and_verify(connection: Any) -> None:
+        async with db.tenant(org) as session:
+            for change in (
+                "DELETE FROM ibex_core.memories WHERE content LIKE '%-2'",
+                "UPDATE ibex_core.memories SET content = 'new words' WHERE content LIKE '%-3'",
+                "UPDATE ibex_core.memories SET retrieval_count = 9",
+            ):
+                await session.execute(text(change))
+        await verify(connection)
+
+    monkeypatch.setattr(partitioning, "_verify", meddle_and_verify)
+    async with db.migrator() as migrator:
+        await repartition(migrator, 2)
+
+    assert await _asked(url, "SELECT count(*) FROM ibex_core.memories") == [29]
+    assert await _asked(url, "SELECT min(retrieval_count) FROM ibex_core.memories") == [9]
+    assert await _asked(url, "SELECT count(*) FROM ibex_core.memories WHERE content = 'new words'") == [1]
+
+
+async def test_a_copy_that_differs_is_never_taken(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    url, db = await made(3)
+    await _fill(db, await organizations(db, 1), 10)
+    verify: Callable[[Any], Awaitable[None]] = getattr(partitioning, "_verify")  # noqa: B009 - as monkeypatch names it
+
+    async def damage_and_verify(connection: Any) -> None:
+        await _asked(url, "UPDATE ibex_core.memories_next SET retrieval_count = 1 WHERE content LIKE '%-4'")
+        await verify(connection)
+
+    monkeypatch.setattr(partitioning, "_verify", damage_and_verify)
+    async with db.migrator() as migrator:
+        with pytest.raises(MigrationError, match="differ: nothing was exchanged"):
+            await repartition(migrator, 2)
+        assert await _asked(url, _PARTITIONS) == [3]
+        assert await abandon_repartition(migrator)
+        assert await migrator.check() == []
+        assert not await abandon_repartition(migrator)
+    assert await _asked(url, _LEFT) == []
+
+
+_STAGES = ("making", "copied", "building memories_embedding", "comparing", "taking", "validating")
+
+
+@pytest.mark.parametrize("stage", _STAGES)
+async def test_killed_in_any_stage_the_next_run_goes_on(made: Made, stage: str) -> None:
+    url, db = await made(2)
+    orgs = await organizations(db)
+    await _fill(db, orgs, 30)
+    rows = await _asked(url, _EVERYTHING)
+    command = [
+        sys.executable,
+        "-m",
+        "ibex_db_core.cli",
+        "repartition",
+        "--partitions",
+        "3",
+        "--batch",
+        "10",
+        "--url",
+        url,
+    ]
+
+    process = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.PIPE)
+    assert process.stderr is not None
+    async with asyncio.timeout(120):
+        while not (await process.stderr.readline()).decode().startswith(stage):
+            assert not process.stderr.at_eof(), f"{stage}: never came"
+    os.kill(process.pid, signal.SIGKILL)
+    await process.wait()
+    assert await _asked(url, _EVERYTHING) == rows
+    async with db.tenant(orgs[0][0]) as session:  # services go on, whatever was left
+        await session.execute(text("UPDATE ibex_core.memories SET retrieval_count = retrieval_count"))
+
+    done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert await _asked(url, _PARTITIONS) == [3]
+    assert await _asked(url, _LEFT) == []
+    async with db.migrator() as migrator:
+        assert await migrator.check() == []
+        assert (await repartition_status(migrator)).unvalidated == 0
+    assert await _asked(url, "SELECT count(*) FROM ibex_core.memories") == [90]
+
+
+async def test_another_number_must_wait_and_bad_ones_are_refused(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    _url, db = await made(2)
+
+    async def stop(*_: object) -> None:
+        raise MigrationError("here the process ended")
+
+    monkeypatch.setattr(partitioning, "_fill", stop)
+    async with db.migrator() as migrator:
+        for partitions, batch in ((0, 1), (1025, 1), (4, 0)):
+            with pytest.raises(InvalidInputError):
+                await repartition(migrator, partitions, batch=batch)
+        with pytest.raises(MigrationError, match="ended"):
+            await repartition(migrator, 4)
+        with pytest.raises(MigrationError, match="a copy in 4 partitions is under way"):
+            await repartition(migrator, 8)
+        assert await abandon_repartition(migrator)
+
+
+async def test_no_tenant_sees_the_copy(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    url, db = await made(2)
+    orgs = await organizations(db, 2)
+    await _fill(db, orgs, 5)
+
+    async def stop(*_: object) -> None:
+        raise MigrationError("here the process ended")
+
+    monkeypatch.setattr(partitioning, "_verify", stop)
+    async with db.migrator() as migrator:
+        with pytest.raises(MigrationError, match="ended"):
+            await repartition(migrator, 4)
+    assert await _asked(url, "SELECT count(*) FROM ibex_core.memories_next") == [10]
+
+    for granted in (False, True):  # and with a grant made by mistake, still no row
+        if granted:
+            await _asked(url, "GRANT SELECT ON ibex_core.memories_next TO ibex_app")
+        connection = await asyncpg.connect(url)
+        await connection.execute("SET ROLE ibex_app")
+        await connection.execute(f"SELECT set_config('app.current_org_id', '{orgs[0][0]}', false)")
+        if granted:
+            assert await connection.fetch("SELECT * FROM ibex_core.memories_next") == []
+        else:
+            with pytest.raises(asyncpg.InsufficientPrivilegeError):
+                await connection.fetch("SELECT * FROM ibex_core.memories_next")
+        assert await connection.fetchval("SELECT count(*) FROM ibex_core.memories") == 5
+        await connection.close()
