@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from typing import cast
 from uuid import UUID
 
 import pgvector
@@ -66,5 +67,12 @@ def _text(value: object) -> str:
     if isinstance(value, bytes):
         return f"\\x{value.hex()}"
     if isinstance(value, (list, tuple)):
-        return "{" + ",".join('"' + _text(one).replace("\\", "\\\\").replace('"', '\\"') + '"' for one in value) + "}"
+        return (
+            "{"
+            + ",".join(
+                '"' + _text(one).replace("\\", "\\\\").replace('"', '\\"') + '"'
+                for one in cast("Sequence[object]", value)
+            )
+            + "}"
+        )
     return str(value)

@@ -147,11 +147,9 @@ def best(
         one = select(literal_column("1", Integer()).label("passed"), *also)
         passing = one.where(Memory.id == ranked.c.memory_id, *pass_on).limit(1).lateral("passing")
         joined = ranked.join(passing, true())
-    found: Any = (
-        select(ranked.c.memory_id, ranked.c.score, *(passing.c[column.name] for column in also))
-        .select_from(joined)
-        .order_by(ranked.c.score.desc(), ranked.c.memory_id)
-        .limit(limit)
+    columns: Any = (ranked.c.memory_id, ranked.c.score, *(passing.c[column.name] for column in also))
+    found: Select[*tuple[Any, ...]] = (
+        select(*columns).select_from(joined).order_by(ranked.c.score.desc(), ranked.c.memory_id).limit(limit)
     )
     if sharded:
         return cast("CTE", found.cte("worded").prefix_with("MATERIALIZED"))
