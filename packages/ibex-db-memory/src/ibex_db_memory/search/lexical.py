@@ -152,8 +152,8 @@ def best(
         select(*columns).select_from(joined).order_by(ranked.c.score.desc(), ranked.c.memory_id).limit(limit)
     )
     if sharded:
-        return cast("CTE", found.cte("worded").prefix_with("MATERIALIZED"))
-    return cast("Subquery", found.subquery("worded"))
+        return found.cte("worded").prefix_with("MATERIALIZED")
+    return found.subquery("worded")
 
 
 @cache
