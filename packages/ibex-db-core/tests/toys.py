@@ -5,12 +5,25 @@ migrations' check.  The class names are not those of any wheel, since all models
 share one registry.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from decimal import Decimal
 from enum import StrEnum
+from functools import cache
+from typing import Any
 from uuid import UUID
 
-from sqlalchemy import BigInteger, CheckConstraint, Index, MetaData, Numeric, String, UniqueConstraint, func, text
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    Index,
+    MetaData,
+    Numeric,
+    String,
+    TextClause,
+    UniqueConstraint,
+    func,
+    text,
+)
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from ibex_db_core import Base, BaseRepository, Created, Identified, OrgScoped, SoftDeleted, Timestamped, Vector
@@ -94,6 +107,18 @@ AddBot = Callable[..., Awaitable[UUID]]
 
 class BotRepository(BaseRepository[Bot]):
     model = Bot
+
+
+class Bots(BotRepository):
+    """With any SQL as a query of its own, sent the way that hot verbs are."""
+
+    async def rows(self, sql: str, **parameters: object) -> Sequence[Any]:
+        return await self._rows(_once(sql), parameters)
+
+
+@cache
+def _once(sql: str) -> TextClause:
+    return text(sql)
 
 
 class NoteRepository(BaseRepository[Note]):

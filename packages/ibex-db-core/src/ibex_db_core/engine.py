@@ -1,5 +1,6 @@
 """The engine: asyncpg connections that fold BEGIN, read vectors in binary and speak our errors."""
 
+import json
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
 from ibex_db_core.errors import SignatureLateError, TenantError
+from ibex_db_core.lending import LendingPool
 from ibex_db_core.signing import Signer, SigningKey
 from ibex_db_core.telemetry.tags import QueryTags, tagging
 from ibex_db_core.tenant import FoldedConnection
@@ -156,6 +158,8 @@ def create_engine(
     engine = create_async_engine(
         address.url,
         async_creator=connect if around is None else around(connect),
+        poolclass=LendingPool,
+        json_deserializer=_from_json,
         pool_size=settings.pool_size,
         max_overflow=settings.max_overflow,
         pool_timeout=settings.pool_timeout,
@@ -200,6 +204,14 @@ def _refuse_transaction_control(
             f"{verb} as a statement ends the transaction behind the session's back, and the tenant with it: "
             "use session.commit(), session.rollback() or session.begin_nested()"
         )
+
+
+_decoder = json.JSONDecoder()
+
+
+def _from_json(text: str) -> object:
+    """Read what Postgres wrote: no space around it, and most often an empty object; json.loads takes three times."""
+    return {} if text == "{}" else _decoder.raw_decode(text)[0]
 
 
 def _register_vector(connection: DBAPIConnection, _entry: ConnectionPoolEntry) -> None:
@@ -247,6 +259,8 @@ def _translate(context: ExceptionContext) -> None:
     compiled = getattr(execution, "compiled_parameters", None)
     if compiled:
         parameters = cast("Mapping[str, object]", compiled[0]) if len(compiled) == 1 else None
+    elif execution is None and isinstance(context.parameters, Mapping):
+        parameters = cast("Mapping[str, object]", context.parameters)  # of a direct statement
     ours = translate(found, parameters)
     if isinstance(ours, SignatureLateError):
         # Its clock is not what it was when the connection was made: the next one looks again.

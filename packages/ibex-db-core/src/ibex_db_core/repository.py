@@ -81,15 +81,17 @@ class BaseRepository(Scoped[T]):
             True
         """
         ident = validation.uuid("id", ident)
-        parameters: dict[str, object] | None = None
         if not self._narrowed:
             statement = _by_id(self.model, scoped=self._org_id is not None, live=self._soft and not include_deleted)
             parameters = {"org_id": self._org_id, "id": ident}
+            if not options:
+                rows = await self._rows(statement, parameters)
+                return cast("T", rows[0][0]) if rows else None
+            found = await self._execute(statement.options(*options), parameters)
         else:  # a repository that narrows its rows has a statement of its own
-            statement = self._select(include_deleted=include_deleted).where(self._id == ident)
-        if options:
-            statement = statement.options(*options)
-        return cast("T | None", (await self._execute(statement, parameters)).scalars().one_or_none())
+            statement = self._select(include_deleted=include_deleted).where(self._id == ident).options(*options)
+            found = await self._execute(statement)
+        return cast("T | None", found.scalars().one_or_none())
 
     async def get_many(
         self, idents: Iterable[UUID], *, include_deleted: bool = False, options: Sequence[ORMOption] = ()

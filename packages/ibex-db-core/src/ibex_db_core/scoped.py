@@ -20,12 +20,12 @@ from sqlalchemy import (
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import InstrumentedAttribute, Mapper
 
-from ibex_db_core import validation
+from ibex_db_core import direct, validation
 from ibex_db_core.base import Base
 from ibex_db_core.errors import InvalidInputError, NotFoundError, TenantMismatchError, TenantMissingError
 from ibex_db_core.pages import Order
-from ibex_db_core.tenant import SCOPED, Guard, ScopedSession, watch_of
-from ibex_db_core.translation import name_of, translated
+from ibex_db_core.tenant import SCOPED, Guard, ScopedSession, SyncScopedSession, is_dirty, watch_of
+from ibex_db_core.translation import name_of, translate, translated
 
 if TYPE_CHECKING:
     from ibex_db_core.telemetry.watch import Watch
@@ -164,6 +164,27 @@ class Scoped(Generic[T]):
         await self._ready()
         with translated():
             return await self._session.execute(statement, parameters, execution_options={SCOPED: True, **options})
+
+    async def _rows(self, statement: Executable, parameters: Mapping[str, object]) -> Sequence[Any]:
+        """Run a statement that is made once for all, names the organization and has plain parameters; return its rows.
+
+        Straight to the driver where that is possible (ibex_db_core.direct), which is the most of what it costs.
+        """
+        session = self._session
+        if isinstance(session, ScopedSession):
+            sync = cast("SyncScopedSession", session.sync_session)
+            # Whatever makes a session dirty begins SQLAlchemy's transaction, and takes the lent connection over.
+            if sync.lease is None and (sync.autoflush or isinstance(statement, TextClause)) and is_dirty(sync):
+                await self._flush()
+            try:
+                rows = await direct.fetch(session, statement, parameters)
+            except Exception as exc:
+                if (ours := translate(exc)) is None or ours is exc:
+                    raise
+                raise ours from exc
+            if rows is not None:
+                return rows
+        return (await self._execute(statement, parameters)).all()
 
     async def _flush(self) -> None:
         await self._ready()

@@ -6,13 +6,14 @@ With a signing key, BEGIN also carries the tenant's signature: see signing.py.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeGuard, TypeVar, cast
 from uuid import UUID
 
 import asyncpg
-from sqlalchemy import Connection, event, inspect, text
+from sqlalchemy import Connection, Engine, event, inspect, text
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapper, ORMExecuteState, Session, SessionTransaction, with_loader_criteria
+from sqlalchemy.pool import PoolProxiedConnection
 
 from ibex_db_core import validation
 from ibex_db_core.base import OrgScoped
@@ -28,6 +29,12 @@ O = TypeVar("O")  # noqa: E741 - SQLAlchemy's own name for "an entity"
 
 # Statements that already filter on the organization say so, and are not given the filter twice.
 SCOPED = "ibex_scoped"
+
+
+class _Taking(Protocol):
+    """The pool of our engines (ibex_db_core.lending)."""
+
+    def offer(self, lease: PoolProxiedConnection | None) -> None: ...
 
 
 def set_tenant(org_id: UUID) -> str:
@@ -130,6 +137,55 @@ class SyncScopedSession(Session):
     watch: "Watch | None" = None
     """What its Database's telemetry tells of it; None: nothing."""
 
+    lease: PoolProxiedConnection | None = None
+    """A connection that the unit of work lends, armed or begun already; None once SQLAlchemy's transaction has it."""
+
+    took: PoolProxiedConnection | None = None
+    """What SQLAlchemy's transaction is taking over at this moment."""
+
+    def begin(self, nested: bool = False) -> SessionTransaction:  # noqa: FBT001, FBT002 - as Session has it
+        """Begin; what has been lent is in a transaction already."""
+        self._take_over()
+        return super().begin(nested)
+
+    def in_transaction(self) -> bool:
+        """Tell whether a transaction is under way, SQLAlchemy's or one that has been lent."""
+        return self.lease is not None or super().in_transaction()
+
+    def get_transaction(self) -> SessionTransaction | None:
+        """Return the transaction, which from here on is SQLAlchemy's."""
+        self._take_over()
+        return super().get_transaction()
+
+    def commit(self) -> None:
+        """Commit, also what was done on a lent connection."""
+        self._take_over()
+        super().commit()
+
+    def rollback(self) -> None:
+        """Roll back, also what was done on a lent connection."""
+        self._take_over()
+        super().rollback()
+
+    def close(self) -> None:
+        """Close, and give back what was lent."""
+        self._take_over()
+        super().close()
+
+    def reset(self) -> None:
+        """Start afresh, and give back what was lent."""
+        self._take_over()
+        super().reset()
+
+    def invalidate(self) -> None:
+        """Close, and have what was lent closed for good."""
+        self._take_over()
+        super().invalidate()
+
+    def _take_over(self) -> None:
+        if self.lease is not None:
+            self.connection()
+
     def get(self, entity: Any, ident: Any, **options: Any) -> Any:
         """Load by key; the bare id stands for (org_id, id)."""
         return super().get(entity, self.identity(entity, ident), **options)
@@ -165,6 +221,11 @@ class SyncScopedSession(Session):
         if self.org_id is not None and org != self.org_id:
             raise TenantMismatchError(self.org_id, org, f"{name} identity")
         return (org, key)
+
+
+def is_dirty(session: Session) -> bool:
+    """Tell whether there is anything to flush; may say so where nothing is."""
+    return bool(session.identity_map.check_modified() or session.new or session.deleted)
 
 
 class ScopedSession(AsyncSession):
@@ -203,10 +264,29 @@ def scope(session: ScopedSession, org_id: UUID | None, settings: str, watch: "Wa
     sync.watch = watch
 
 
+@event.listens_for(SyncScopedSession, "after_transaction_create")
+def _take_lease(session: SyncScopedSession, _transaction: SessionTransaction) -> None:
+    """Give the first transaction that SQLAlchemy begins the connection that has been lent, as it is."""
+    lease = session.lease
+    if lease is None:
+        return
+    pool = cast("_Taking", cast("Engine", session.bind).pool)
+    session.lease, session.took = None, lease
+    pool.offer(lease)
+    try:
+        session.connection()
+    finally:
+        pool.offer(None)
+        session.took = None
+
+
 @event.listens_for(SyncScopedSession, "after_begin")
 def _arm(session: SyncScopedSession, transaction: SessionTransaction, connection: Connection) -> None:
     if transaction.nested:
         return  # a savepoint: its transaction already carries the tenant
+    if session.took is not None and connection.connection is session.took:
+        _claim(connection, session.org_id)  # armed when it was lent, and maybe begun since
+        return
     if session.settings is None:
         raise TenantMissingError
     driver = connection.connection.driver_connection

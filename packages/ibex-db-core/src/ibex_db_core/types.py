@@ -5,7 +5,7 @@ import sys
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set as AbstractSet
 from enum import StrEnum
-from typing import Protocol, TypeAlias, TypeVar, Union
+from typing import Any, Protocol, TypeAlias, TypeVar, Union, cast
 
 import pgvector
 from pgvector.sqlalchemy import Vector as _PgVector
@@ -64,52 +64,93 @@ def pack_vector(value: VectorLike, *, dim: int | None = None, field: str = "embe
         InvalidInputError: not numbers, another dimension, NaN or infinity, all zero, or so long or
             short that float32 cannot hold its square.
     """
+    if isinstance(value, _Checked):  # by us, a moment ago: every way to the database passes here again
+        if dim is not None and value.dimensions() != dim:
+            raise _wrong_dimensions(field, value.dimensions(), dim)
+        return value
+    floats = _floats(value, field)
+    if not floats:
+        raise InvalidInputError(field, value, "must have at least one dimension")
+    if dim is not None and len(floats) != dim:
+        raise _wrong_dimensions(field, len(floats), dim)
+    _check_length(floats, field)
+    return _Checked.of(floats)
+
+
+class _Checked(pgvector.Vector):
+    """A vector that pack_vector() has made; it keeps what travels."""
+
+    wire: bytes
+
+    @classmethod
+    def of(cls, floats: "array[float]") -> "_Checked":
+        """Go through the wire format: the only public constructor that takes no Python float for each number."""
+        size = len(floats)
+        if sys.byteorder == "little":
+            floats.byteswap()
+        wire = size.to_bytes(2, "big") + b"\0\0" + floats.tobytes()
+        made = cast("_Checked", cls.from_binary(wire))
+        made.wire = wire
+        return made
+
+    def to_binary(self) -> bytes:
+        return self.wire
+
+
+def _wrong_dimensions(field: str, given: int, wanted: int) -> InvalidInputError:
+    return InvalidInputError(field, f"{given} numbers", f"must have exactly {wanted} dimensions")
+
+
+def _floats(value: VectorLike, field: str) -> "array[float]":
+    """Return the numbers as float32, whatever holds them."""
     if isinstance(value, pgvector.Vector):
-        packed = value
-        numbers: Sequence[float] = value.to_list()
-    elif isinstance(value, (str, bytes, bytearray, Mapping, AbstractSet)):
+        return array("f", value.to_list())
+    if isinstance(value, (str, bytes, bytearray, Mapping, AbstractSet)):
         # array() would take a bytearray for packed floats, a mapping for its keys, and a set in any order.
         raise InvalidInputError(field, value, "must be a sequence of numbers")
+    ndim = getattr(value, "ndim", 1)
+    if ndim != 1:
+        raise InvalidInputError(field, value, f"must have one axis, shape (dim,), not {ndim}")
+    if getattr(getattr(value, "dtype", None), "kind", "f") not in "fiu":
+        raise InvalidInputError(field, value, "must hold real numbers")
+    try:
+        floats = _of_numpy(value) or array("f", value)
+    except (TypeError, ValueError, OverflowError) as exc:
+        raise InvalidInputError(field, value, "must be a sequence of float32 numbers") from exc
+    if len(floats) > _MOST_DIMENSIONS:
+        raise InvalidInputError(field, f"{len(floats)} numbers", f"must have at most {_MOST_DIMENSIONS:,} dimensions")
+    return floats
+
+
+def _of_numpy(value: object) -> "array[float] | None":
+    """Copy a float32 array as memory: number by number it took 28 us for 384, where this takes one."""
+    numpy: Any = sys.modules.get("numpy")  # whoever has an array has imported it
+    given: Any = value
+    if numpy is None or not isinstance(given, numpy.ndarray) or given.dtype != numpy.float32:
+        return None
+    floats = array("f")
+    floats.frombytes(given.tobytes())
+    return floats
+
+
+def _check_length(floats: "array[float]", field: str) -> None:
+    """Refuse what is not finite, and what float32 cannot square."""
+    numpy: Any = sys.modules.get("numpy")
+    if numpy is not None:  # a fifth of the time that Python's own loops take
+        numbers = numpy.frombuffer(floats, dtype=numpy.float32)
+        largest = float(numpy.maximum.reduce(numpy.absolute(numbers)))
     else:
-        ndim = getattr(value, "ndim", 1)
-        if ndim != 1:
-            raise InvalidInputError(field, value, f"must have one axis, shape (dim,), not {ndim}")
-        if getattr(getattr(value, "dtype", None), "kind", "f") not in "fiu":
-            raise InvalidInputError(field, value, "must hold real numbers")
-        try:
-            floats = array("f", value)
-        except (TypeError, ValueError, OverflowError) as exc:
-            raise InvalidInputError(field, value, "must be a sequence of float32 numbers") from exc
-        if len(floats) > _MOST_DIMENSIONS:
-            raise InvalidInputError(
-                field, f"{len(floats)} numbers", f"must have at most {_MOST_DIMENSIONS:,} dimensions"
-            )
-        numbers = floats
-        packed = _from_array(floats)
-    if not numbers:
-        raise InvalidInputError(field, value, "must have at least one dimension")
-    if dim is not None and len(numbers) != dim:
-        raise InvalidInputError(field, f"{len(numbers)} numbers", f"must have exactly {dim} dimensions")
-    # Sums of float32 cannot overflow a double, so one sum tells whether any is NaN or infinite.
-    if not math.isfinite(sum(numbers)):
+        # Sums of float32 cannot overflow a double, so one sum tells whether any is NaN or infinite.
+        largest = max(*floats, -min(floats)) if math.isfinite(sum(floats)) else math.nan
+    if _SMALLEST <= largest <= _LARGEST:
+        return
+    if not math.isfinite(largest):
         raise InvalidInputError(field, "NaN or infinity", "must hold finite float32 numbers only")
-    highest, lowest = max(numbers), min(numbers)
-    largest = max(highest, -lowest)
     if not largest:
         raise InvalidInputError(field, "all zeros", "must not be the zero vector: its cosine distance is undefined")
-    if not _SMALLEST <= largest <= _LARGEST:
-        raise InvalidInputError(
-            field, f"{largest:.1e}", f"must have its largest number in [{_SMALLEST:.0e}, {_LARGEST:.0e}]: normalise it"
-        )
-    return packed
-
-
-def _from_array(floats: "array[float]") -> pgvector.Vector:
-    """Go through the wire format: the only public constructor that takes no Python float for each number."""
-    if sys.byteorder == "little":
-        floats = array("f", floats)
-        floats.byteswap()
-    return pgvector.Vector.from_binary(len(floats).to_bytes(2, "big") + b"\0\0" + floats.tobytes())
+    raise InvalidInputError(
+        field, f"{largest:.1e}", f"must have its largest number in [{_SMALLEST:.0e}, {_LARGEST:.0e}]: normalise it"
+    )
 
 
 class Vector(_PgVector):

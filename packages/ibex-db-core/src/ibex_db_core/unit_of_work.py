@@ -3,7 +3,7 @@
 import random
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -17,8 +17,9 @@ from ibex_db_core.errors import (
     SerializationError,
     TransientError,
 )
+from ibex_db_core.lending import commit, lend
 from ibex_db_core.replicas import Replicas
-from ibex_db_core.tenant import ScopedSession, watch_of
+from ibex_db_core.tenant import ScopedSession, SyncScopedSession, is_dirty, watch_of
 from ibex_db_core.translation import translated
 
 if TYPE_CHECKING:
@@ -130,21 +131,24 @@ async def _seen(session: ScopedSession, unit: "Unit") -> AsyncGenerator[ScopedSe
 
 @asynccontextmanager
 async def _transacted(session: ScopedSession, unit: "Unit | None") -> AsyncGenerator[ScopedSession]:
-    async with session:
-        with translated():
-            # Check a connection out here, so that an exhausted pool or an
-            # absent server is told at the door.  BEGIN goes with the first statement.
-            await (session.connection() if unit is None else unit.connect())
+    sync = cast("SyncScopedSession", session.sync_session)
+    try:
+        if unit is not None or not lend(session):
+            with translated():
+                # Check a connection out here, so that an exhausted pool or an
+                # absent server is told at the door.  BEGIN goes with the first statement.
+                await (session.connection() if unit is None else unit.connect())
         try:
             yield session
-            with translated():
-                # Apart from COMMIT: a connection that breaks here has surely committed nothing.
-                await session.flush()
+            if is_dirty(sync):
+                with translated():
+                    # Apart from COMMIT: a connection that breaks here has surely committed nothing.
+                    await session.flush()
         except BaseException:
             await session.rollback()
             raise
         try:
-            await session.commit()
+            await commit(session)
         except ConnectionLostError as exc:
             raise CommitUnknownError(
                 "the connection broke during COMMIT: the work may or may not have been done; "
@@ -153,3 +157,8 @@ async def _transacted(session: ScopedSession, unit: "Unit | None") -> AsyncGener
             ) from exc
         if unit is not None:
             unit.committed()
+    finally:
+        if sync.in_transaction():
+            await session.__aexit__(None, None, None)  # shielded, for the connection has to be given back
+        else:
+            sync.close()  # nothing is sent

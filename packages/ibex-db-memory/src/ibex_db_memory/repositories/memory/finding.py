@@ -235,7 +235,7 @@ class Finding(Past):
             **filters.parameters,
             **(weights or HotWeights()).parameters,
         }
-        rows = (await self._execute(ranking.statement(filters.shape), parameters)).all()
+        rows = await self._rows(ranking.statement(filters.shape), parameters)
         return [HotMemory(memory, score, ScoreParts(*parts) if explain else None) for memory, score, *parts in rows]
 
     async def _nearest(self, embedding: Vector, filters: Filters, limit: int, *, exact: bool) -> Hits:
@@ -258,7 +258,7 @@ class Finding(Past):
     ) -> Sequence[Hit]:
         parameters = {"org_id": self._tenant, "query": embedding, "limit": limit, **filters.parameters}
         statement = query.statement(filters.shape, exact=exact, beside=space.beside)
-        rows = (await self._execute(statement, {**parameters, **space.parameters})).all()
+        rows = await self._rows(statement, {**parameters, **space.parameters})
         return [Hit(memory, 1.0 - distance, 1.0 - distance) for memory, distance in rows]
 
     async def _scope_size(self, filters: Filters) -> int:
@@ -267,6 +267,6 @@ class Finding(Past):
             if filters.agents is not None:
                 parameters["agents"] = list(filters.agents)
             statement = query.scope_size(by_agent=filters.agents is not None)
-            return cast("int", (await self._execute(statement, parameters)).scalar_one())
+            return cast("int", (await self._rows(statement, parameters))[0][0])
 
         return await sizes_for(self._session.get_bind()).get((self._tenant, filters.agents), count)

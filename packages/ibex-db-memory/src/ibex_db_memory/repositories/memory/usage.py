@@ -118,7 +118,7 @@ class Usage(BaseRepository[Memory]):
     async def _counted(self, statement: TextClause, idents: list[UUID], **parameters: object) -> int:
         if not idents:
             return 0
-        rows = (await self._execute(statement, {"org_id": self._tenant, "ids": idents, **parameters})).all()
+        rows = await self._rows(statement, {"org_id": self._tenant, "ids": idents, **parameters})
         for ident, *values in rows:
             loaded = self._session.identity_map.get(identity_key(Memory, (self._tenant, ident)))
             for name, value in zip(_KEPT_BY_BOOKS, values, strict=True) if loaded is not None else ():

@@ -40,7 +40,7 @@ class Wording(Spaces):
     async def _worded(self, text: str, filters: Filters, limit: int, *, fresh: bool, explain: bool) -> Hits:
         corpus = await self._corpus(filters, fresh=fresh)
         parameters = {**self._words(text, filters, corpus), "limit": limit}
-        rows = (await self._execute(lexical.statement(filters.shape, sharded=self._sharded), parameters)).all()
+        rows = await self._rows(lexical.statement(filters.shape, sharded=self._sharded), parameters)
         hits = [
             Hit(memory, score, None, score, HitParts(lexical_rank=place) if explain else None)
             for place, (memory, score) in enumerate(rows, 1)
@@ -112,7 +112,7 @@ class Wording(Spaces):
         statement = fusion.statement(
             filters.shape, exact=exact, floor=floor, beside=space.beside, sharded=self._sharded
         )
-        rows = (await self._execute(statement, parameters)).all()
+        rows = await self._rows(statement, parameters)
         hits = [
             Hit(memory, score, similarity, said, HitParts(*parts) if explain else None)
             for memory, score, similarity, said, *parts, _ in rows
@@ -143,7 +143,7 @@ class Wording(Spaces):
             if filters.agents is not None:
                 parameters["agents"] = list(filters.agents)
             statement = lexical.corpus(by_agent=filters.agents is not None)
-            rows, mean_length = (await self._execute(statement, parameters)).one()
+            ((rows, mean_length),) = await self._rows(statement, parameters)
             return Corpus(rows, mean_length)
 
         if fresh:

@@ -288,12 +288,11 @@ class Writing(Finding):
         elif draft.tags:
             insert, tagged = statements.INSERT_TAGGED, {**values, "tags": list(draft.tags)}
         for _ in range(_TRIES):
-            created = (await self._insert(insert, tagged)).scalar_one_or_none()
-            if created is not None:
+            if rows := await self._inserted(insert, tagged):
                 if self._sharded:
                     await sharded.insert_beside(self._insert, [draft], self._tenant, space)
                 self._count_anew(1)
-                return cast("Memory", created), True
+                return cast("Memory", rows[0][0]), True
             twin = (await self._execute(statements.TWIN_OF_ONE, values, populate_existing=True)).one_or_none()
             if twin is None:
                 continue
@@ -322,6 +321,13 @@ class Writing(Finding):
     ) -> Result[*tuple[Any, ...]]:
         try:
             return await self._execute(statement, parameters)
+        except RuleViolationError as exc:
+            self._raise_too_late(exc)
+            raise
+
+    async def _inserted(self, statement: Executable, parameters: dict[str, object]) -> Sequence[Any]:
+        try:
+            return await self._rows(statement, parameters)
         except RuleViolationError as exc:
             self._raise_too_late(exc)
             raise
