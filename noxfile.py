@@ -43,6 +43,12 @@ SERVICE = nox.project.dependency_groups(PYPROJECT, "service")
 # Two processes, each with a server of its own: a small machine has two cores, and a test waits for its server anyway.
 SHARED = ("-n", "2", "--dist", "worksteal")
 
+# What the tests on Citus import from their neighbours.
+_SHARED_WITH_CITUS = (
+    *("tests/isolation/two.py", "tests/isolation/ways.py"),
+    *("tests/routing/arms.py", "tests/routing/recorder.py", "tests/routing/workload.py"),
+)
+
 # Run before a wheel's tests, in their environment: what is imported comes from
 # site-packages, and the wheels above the one under test are not there.
 PROOF = """
@@ -100,8 +106,9 @@ def types(session: nox.Session) -> None:
     session.run("mypy")
     for wheel in WHEELS:  # a run each: every package has its own conftest.py
         session.run("mypy", f"packages/{wheel}/tests")
-    session.run("mypy", "tests", "--exclude", "^tests/outages/")
+    session.run("mypy", "tests", "--exclude", "^tests/(outages|citus)/")
     session.run("mypy", "tests/outages")
+    session.run("mypy", "tests/citus", *_SHARED_WITH_CITUS)
     session.run("mypy", "examples")
     session.run("mypy", "benchmarks")
     session.run("mypy", "tools")
@@ -199,6 +206,15 @@ def importers(session: nox.Session) -> None:
     """Test the importers against tables that mem0 and LangGraph make themselves."""
     _sync(session, "test", "peers")
     session.run("pytest", "packages/ibex-db-memory/tests/test_importers_peers.py", *session.posargs)
+
+
+@nox.session(default=False)
+def citus(session: nox.Session) -> None:
+    """Test on a Citus cluster: IBEX_CITUS_URL names a superuser in a database of its coordinator."""
+    if not os.environ.get("IBEX_CITUS_URL"):
+        session.skip("IBEX_CITUS_URL is not set: name a superuser in a database of a Citus coordinator with workers")
+    _sync(session, "test")
+    session.run("pytest", "tests/citus", *session.posargs)
 
 
 @nox.session(default=False)

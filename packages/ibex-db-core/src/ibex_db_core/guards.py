@@ -117,6 +117,7 @@ class Guards:
     Attributes:
         fillfactor: of the table, or of each of its partitions.
         storage: column to PLAIN, MAIN, EXTERNAL or EXTENDED, where it is not the type's own.
+        sharded: the functions as they are in a distributed database, in place of those of the same names.
     """
 
     triggers: tuple[Trigger, ...] = ()
@@ -125,3 +126,4 @@ class Guards:
     grants: tuple[Grant, ...] = ()
     fillfactor: int = 100
     storage: Mapping[str, str] = field(default_factory=dict[str, str])
+    sharded: tuple[Function, ...] = ()

@@ -5,6 +5,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from ibex_db_core.errors import ConfigurationError, MigrationError, UnsafeRoleError
 from ibex_db_core.policies import APP_ROLE, OWNER_ROLE, PLATFORM_ROLE, SEARCH_ROLE
+from ibex_db_core.sharding import SHARDED
 
 _UNSAFE = (
     "is a superuser",
@@ -22,6 +23,8 @@ _WHO = text(
     SELECT current_user AS login,
            EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = '{APP_ROLE}')
            AND pg_catalog.to_regclass('ibex_core.alembic_version') IS NOT NULL AS migrated,
+           -- No such table without the extension, and nobody without it pays for looking further.
+           pg_catalog.to_regclass('pg_catalog.pg_dist_partition') IS NOT NULL AS citus,
            me.rolsuper, me.rolbypassrls,
            EXISTS (SELECT FROM pg_catalog.pg_roles r WHERE r.rolname = '{OWNER_ROLE}' AND {_MEMBER}),
            EXISTS (SELECT FROM pg_catalog.pg_roles r
@@ -37,7 +40,8 @@ _WHO = text(
 )
 _PLATFORM = text(
     f"""
-    SELECT current_user AS login, me.rolsuper, me.rolbypassrls,
+    SELECT current_user AS login, pg_catalog.to_regclass('pg_catalog.pg_dist_partition') IS NOT NULL AS citus,
+           me.rolsuper, me.rolbypassrls,
            EXISTS (SELECT FROM pg_catalog.pg_roles r WHERE r.rolname = '{OWNER_ROLE}' AND {_MEMBER}),
            NOT EXISTS (SELECT FROM pg_catalog.pg_roles r
                        WHERE r.rolname = '{PLATFORM_ROLE}' AND pg_catalog.pg_has_role(me.oid, r.oid, 'USAGE'))
@@ -46,8 +50,14 @@ _PLATFORM = text(
 )
 
 
+_DISTRIBUTED = text(
+    "SELECT EXISTS (SELECT FROM pg_catalog.pg_dist_partition p "
+    "WHERE p.logicalrelid = to_regclass('ibex_core.organizations'))"
+)
+
+
 async def verify(engine: AsyncEngine, *, step_down: bool) -> None:
-    """Refuse a login that could read past the policies, and a database without our schema.
+    """Refuse a login that could read past the policies, and a database without our schema; note a distributed one.
 
     Args:
         engine: of the login.
@@ -59,9 +69,11 @@ async def verify(engine: AsyncEngine, *, step_down: bool) -> None:
     """
     async with engine.connect() as connection:
         row = (await connection.execute(_WHO)).one()
+        sharded = bool(row.citus and await connection.scalar(_DISTRIBUTED))
+    setattr(engine.dialect, SHARDED, sharded)
     if not row.migrated:
         raise MigrationError("this database has no ibex_core schema: run `ibex-db upgrade`, or await db.upgrade()")
-    why = next((reason for reason, holds in zip(_UNSAFE, row[2:], strict=True) if holds), None)
+    why = next((reason for reason, holds in zip(_UNSAFE, row[3:], strict=True) if holds), None)
     if why is not None and not step_down:
         raise UnsafeRoleError(row.login, why)
 
@@ -78,8 +90,10 @@ async def verify_platform(engine: AsyncEngine, *, step_down: bool) -> None:
     """
     async with engine.connect() as connection:
         row = (await connection.execute(_PLATFORM)).one()
+        sharded = bool(row.citus and await connection.scalar(_DISTRIBUTED))
+    setattr(engine.dialect, SHARDED, sharded)
     reasons = (*_UNSAFE[:3], f"does not inherit {PLATFORM_ROLE}, so every query of db.platform() would find nothing")
-    why = next((reason for reason, holds in zip(reasons, row[1:], strict=True) if holds), None)
+    why = next((reason for reason, holds in zip(reasons, row[2:], strict=True) if holds), None)
     if why is not None and not (step_down and why in _UNSAFE):
         raise ConfigurationError(
             f"login {row.login!r} is refused for cross-tenant work: it {why}. Name in platform_url (IBEX_PLATFORM_URL) "

@@ -19,6 +19,7 @@ from ibex_db_core import validation
 from ibex_db_core.base import OrgScoped
 from ibex_db_core.errors import DatabaseError, InvalidInputError, TenantError, TenantMismatchError, TenantMissingError
 from ibex_db_core.policies import SIGNATURE_SETTING, TENANT_SETTING
+from ibex_db_core.sharding import SHARDED
 from ibex_db_core.signing import ASK, Signer, key_of_environment, set_signature
 
 if TYPE_CHECKING:
@@ -389,8 +390,12 @@ _MINE = (
     f"set_config('{TENANT_SETTING}', "
     f"coalesce(nullif(current_setting('{TENANT_SETTING}', true), ''), CAST(:org AS text)), true)"
 )
-_SET = text(f"SELECT {_MINE} AS tenant")
-_SET_SIGNED = text(f"SELECT {_MINE} AS tenant, set_config('{SIGNATURE_SETTING}', :signature, true) AS signature")
+# Of a distributed database set_config() reaches the coordinator alone.
+_THERE = "to_regclass('pg_catalog.pg_dist_partition') IS NOT NULL AS sharded"
+_SET = text(f"SELECT {_MINE} AS tenant, {_THERE}")
+_SET_SIGNED = text(
+    f"SELECT {_MINE} AS tenant, {_THERE}, set_config('{SIGNATURE_SETTING}', :signature, true) AS signature"
+)
 _ASK = text(ASK)
 _GUARD = "ibex_guard"
 
@@ -453,7 +458,11 @@ class Guard:
         signature = self._signature(connection)
         statement = _SET if signature is None else _SET_SIGNED
         parameters = {"org": str(self.org_id), "signature": signature}
-        found = cast("str", connection.execute(statement, parameters).scalars().one())
+        found, sharded = cast("tuple[str, bool]", tuple(connection.execute(statement, parameters).one())[:2])
+        if sharded and found == str(self.org_id):
+            connection.execute(text("SET LOCAL citus.propagate_set_commands = 'local'"))
+            connection.execute(text(set_tenant(self.org_id)))
+            setattr(connection.dialect, SHARDED, True)
         if found != str(self.org_id):
             raise TenantMismatchError(validation.uuid(TENANT_SETTING, found), self.org_id, "transaction")
         if connection.dialect.detect_autocommit_setting(connection.connection.dbapi_connection):  # type: ignore[arg-type]

@@ -98,6 +98,12 @@ _SHOWN = 120
 # An index of a partition carries its parent's name and the partition's number.
 _PARTITION = re.compile(r"_p\d+(?=\"|$)")
 
+# What is a shard's carries the shard's number, before which Citus cuts long names short; and of a worker's error only
+# the message comes back.
+_SHARD = re.compile(r"(?P<cut>_[0-9a-f]{8})?_\d{6,}(?=\"|$)")
+_RULE = re.compile(r'constraint "([^"]+)"')
+_OF_TABLE = re.compile(r'(?:on table|relation|for table) "([^"]+)"')
+
 
 @contextmanager
 def translated() -> Generator[None]:
@@ -178,13 +184,17 @@ def _from_driver(
     kind, way_out = _BY_STATE.get(state, (DatabaseError, "see the cause"))
     if state.startswith(_QUOTES_VALUES):
         said = _QUOTED.sub("", said)
-    said = _PARTITION.sub("", said)
     constraint = cast("str | None", getattr(driver, "constraint_name", None))
     table = cast("str | None", getattr(driver, "table_name", None))
+    if constraint is None and state.startswith("23") and (found := _RULE.search(said)):
+        constraint = found[1]
+    if table is None and constraint is not None and (found := _OF_TABLE.search(said)):
+        table = found[1]
+    said = _SHARD.sub("", _PARTITION.sub("", said))
     values: dict[str, object] = {}
     if constraint is not None:
-        constraint = _PARTITION.sub("", constraint)
-        table = _PARTITION.sub("", table) if table else table
+        constraint = _whole(_PARTITION.sub("", constraint))
+        table = _SHARD.sub("", _PARTITION.sub("", table)) if table else _table_of(constraint)
         if kind is ConflictError and parameters:
             columns = _columns_of_unique_key(table, constraint)
             values = {name: parameters[name] for name in columns if name in parameters}
@@ -211,6 +221,33 @@ def _columns_of_unique_key(table_name: str | None, constraint: str) -> tuple[str
             if isinstance(rule, UniqueConstraint) and constraint == name_of(rule):
                 return _names(table, rule.columns)
     return ()
+
+
+def _whole(name: str) -> str:
+    """Return a rule's name without the number of a shard; of one that was cut short, the whole from the models."""
+    found = _SHARD.search(name)
+    if found is None:
+        return name
+    start = name[: found.start()]
+    return next((known for known, _ in _rules() if known.startswith(start)), start) if found["cut"] else start
+
+
+def _table_of(constraint: str) -> str | None:
+    """Return the table that has a rule of this name, by the models: a worker's message does not always say it."""
+    return next((table for known, table in _rules() if known == constraint), None)
+
+
+def _rules() -> Iterable[tuple[str, str]]:
+    for mapper in Base.registry.mappers:
+        table = cast("Table", mapper.local_table)  # pyright: ignore[reportUnknownMemberType]
+        yield f"{table.name}_pkey", table.name
+        for index in table.indexes:
+            yield str(index.name), table.name
+        for rule in table.constraints:
+            if isinstance(rule, UniqueConstraint):
+                yield name_of(rule), table.name
+            elif isinstance(rule.name, str):
+                yield str(rule.name), table.name
 
 
 def name_of(rule: UniqueConstraint) -> str:

@@ -20,7 +20,7 @@ from typing import Annotated
 
 import typer
 
-from ibex_db_core.cli import doctor, migrations, postgres, schema, sign
+from ibex_db_core.cli import distribute, doctor, migrations, postgres, schema, sign
 from ibex_db_core.cli.versions import Versions
 from ibex_db_core.console import EXIT_CODES, Output, warn
 
@@ -41,6 +41,7 @@ def build() -> typer.Typer:
     migrations.register(app)
     doctor.register(app)
     sign.register(app)
+    distribute.register(app)
     postgres.register(app)
     schema.register(app)
     for point in sorted(entry_points(group=COMMANDS_GROUP), key=lambda point: point.name):

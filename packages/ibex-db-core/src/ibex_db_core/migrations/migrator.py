@@ -8,16 +8,19 @@ import math
 import random
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from ibex_db_core.errors import InvalidInputError
+from ibex_db_core.errors import InvalidInputError, MigrationError
 from ibex_db_core.migrations import signing
 from ibex_db_core.migrations.plans import ATTEMPTS, LOCK_TIMEOUT, MigrationPlan, Patience
 from ibex_db_core.migrations.wheels import Revision, metadata
 from ibex_db_core.signing import SigningKey
+
+if TYPE_CHECKING:
+    from ibex_db_core.distribution import Step
 
 T = TypeVar("T")
 
@@ -213,6 +216,46 @@ class Migrator:
         """
         async with self._engine.connect() as connection:
             return await connection.run_sync(signing.status)
+
+    async def distribution(self, *, shards: int = 32) -> "list[Step]":
+        """Return the steps that distribute() would take, and why: none where all have been taken.
+
+        Args:
+            shards: of each table, 1 to 1024; of a database that is distributed already, what it has stays.
+
+        Raises:
+            InvalidInputError: another number of shards.
+            MigrationError: no Citus coordinator with workers, or another reason why it cannot be distributed.
+        """
+        from ibex_db_core.distribution import plan
+
+        async with self._engine.connect() as connection:
+            return await connection.run_sync(lambda live: plan(live, metadata(), shards=shards))
+
+    async def distribute(self, *, shards: int = 32, told: "Callable[[Step], None] | None" = None) -> "list[Step]":
+        """Distribute a migrated database over the workers of its Citus cluster; return the steps taken.
+
+        Idempotent: takes the steps that are missing, each in a transaction of its own, and so goes on where an
+        earlier call was cut short.  Services must be stopped: tables are locked while their rows move.
+
+        Args:
+            shards: of each table, 1 to 1024; of a database that is distributed already, what it has stays.
+            told: called before each step.
+
+        Raises:
+            InvalidInputError: another number of shards.
+            MigrationError: it cannot be distributed; a node refused a step, which was rolled back; or, at the end, a
+                shard is not as closed as its table.
+        """
+        from ibex_db_core.distribution import complaints, distribute
+
+        def work(connection: Connection) -> "list[Step]":
+            steps = distribute(connection, metadata(), shards=shards, told=told)
+            if found := complaints(connection, metadata()):
+                raise MigrationError("shards differ from their tables: " + "; ".join(found))
+            return steps
+
+        return await self._locked(work)
 
     @staticmethod
     def sql(revision: str = "heads") -> str:

@@ -23,6 +23,7 @@ from alembic.util import CommandError
 from sqlalchemy import Connection, MetaData, text
 
 from ibex_db_core.base import SCHEMA
+from ibex_db_core.distribution.cluster import has_citus, is_distributed
 from ibex_db_core.errors import DeadlockError, DestructiveMigrationError, LockTimeoutError, MigrationError
 from ibex_db_core.migrations import signing
 from ibex_db_core.migrations.wheels import Revision, metadata, wheels
@@ -145,6 +146,9 @@ def prepare(connection: Connection) -> None:
     """Make the schema where it is missing, and have a data migration that the policies would empty fail."""
     # Asked first: IF NOT EXISTS would want CREATE on the database of a
     # later migrator, who is no more than a member of the owner role.
+    if has_citus(connection) and not is_distributed(connection):
+        # Its turn is later, whole and in order: `ibex-db distribute`.
+        connection.execute(text("SET citus.enable_ddl_propagation = off"))
     if connection.scalar(text("SELECT to_regnamespace(:schema)"), {"schema": SCHEMA}) is None:
         connection.execute(text(f"CREATE SCHEMA {SCHEMA}"))
     # A data migration by the forced owner would update no row and say

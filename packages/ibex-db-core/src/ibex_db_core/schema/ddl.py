@@ -7,9 +7,9 @@ far it came.  This is where that way ends, in one piece; a test runs it and lets
 from collections.abc import Iterable
 from typing import cast
 
-from sqlalchemy import MetaData, Table
+from sqlalchemy import ForeignKeyConstraint, MetaData, Table
 from sqlalchemy.dialects.postgresql.base import PGDialect
-from sqlalchemy.schema import CreateIndex, CreateTable
+from sqlalchemy.schema import AddConstraint, CreateIndex, CreateTable
 
 from ibex_db_core.base import SCHEMA
 from ibex_db_core.guards import Function, Grant, Guards
@@ -56,25 +56,54 @@ def _ground() -> list[str]:
         f"GRANT USAGE ON SCHEMA {SCHEMA} TO {APP_ROLE}, {PLATFORM_ROLE}",
         f"SET ROLE {OWNER_ROLE}",
         *create_trigger_functions(),
-        *_function(SIGNED_ORG),
+        *create_function(SIGNED_ORG),
     ]
 
 
 def _table(table: Table) -> list[str]:
+    name = f"{table.schema}.{table.name}"
+    guards = cast("Guards", table.info["guards"])
+    # An index may call an immutable function, which reads no table.
+    called = [function for function in guards.functions if function.volatility == "IMMUTABLE"]
+    made = [made for function in guards.functions if function not in called for made in create_function(function)]
+    return [
+        _compiled(CreateTable(table)),
+        *(made for function in called for made in create_function(function)),
+        *create_indexes(table),
+        *_storage(name, guards, partitioned=bool(table.dialect_options["postgresql"]["partition_by"])),
+        *create_guards(table, after_policies=made),
+    ]
+
+
+def create_in_one_piece(table: Table) -> str:
+    """Return CREATE TABLE without partitions and without foreign keys."""
+    said = _compiled(CreateTable(table, include_foreign_key_constraints=[]))
+    return said.partition("PARTITION BY")[0].strip()
+
+
+def create_indexes(table: Table) -> list[str]:
+    """Return the statements for a table's indexes, by name."""
+    return [_compiled(CreateIndex(index)) for index in sorted(table.indexes, key=lambda index: str(index.name))]
+
+
+def create_foreign_key(rule: ForeignKeyConstraint) -> str:
+    """Return the statement that adds a foreign key to a table that is there."""
+    return _compiled(AddConstraint(rule))
+
+
+def store_in_one_piece(table: Table) -> list[str]:
+    """Return how a table without partitions stores its rows, where that is not Postgres's way."""
+    return _storage(f"{table.schema}.{table.name}", cast("Guards", table.info["guards"]), partitioned=False)
+
+
+def create_guards(table: Table, *, after_policies: Iterable[str] = ()) -> list[str]:
+    """Return policies, grants and triggers of a table; what its triggers call comes after the policies."""
     guards = cast("Guards", table.info["guards"])
     name = f"{table.schema}.{table.name}"
     secured = secure_platform(table.name) if table.info.get("platform_only") else secure_table(table)
-    indexes = sorted(table.indexes, key=lambda index: str(index.name))
-    # An index may call an immutable function, which reads no table.
-    called = [function for function in guards.functions if function.volatility == "IMMUTABLE"]
-    others = [function for function in guards.functions if function not in called]
     return [
-        _compiled(CreateTable(table)),
-        *(statement for function in called for statement in _function(function)),
-        *(_compiled(CreateIndex(index)) for index in indexes),
-        *_storage(table, name, guards),
         *secured,
-        *(statement for function in others for statement in _function(function)),
+        *after_policies,
         *(trigger.create() for trigger in guards.triggers),
         *(policy.create(name) for policy in guards.policies),
         *(f"GRANT {grant.privilege}{_columns(grant)} ON {name} TO {grant.role}" for grant in guards.grants),
@@ -85,15 +114,15 @@ def _columns(grant: Grant) -> str:
     return f" ({', '.join(grant.columns)})" if grant.columns else ""
 
 
-def _storage(table: Table, name: str, guards: Guards) -> list[str]:
+def _storage(name: str, guards: Guards, *, partitioned: bool) -> list[str]:
     kept = [f"ALTER TABLE {name} ALTER COLUMN {column} SET STORAGE {kind}" for column, kind in guards.storage.items()]
-    partitioned = bool(table.dialect_options["postgresql"]["partition_by"])
     if guards.fillfactor != 100 and not partitioned:  # noqa: PLR2004 - Postgres's own default
         kept.append(f"ALTER TABLE {name} SET (fillfactor = {guards.fillfactor})")
     return kept
 
 
-def _function(function: Function) -> list[str]:
+def create_function(function: Function) -> list[str]:
+    """Return the statements that make a function, or put it right: its owner and its callers with it."""
     if function.definer is None:
         return [function.create()]
     made = [
@@ -112,6 +141,6 @@ def _function(function: Function) -> list[str]:
     return made
 
 
-def _compiled(statement: CreateTable | CreateIndex) -> str:
+def _compiled(statement: CreateTable | CreateIndex | AddConstraint) -> str:
     said = str(statement.compile(dialect=_POSTGRES))
     return "\n".join(line.rstrip().replace("\t", "    ") for line in said.strip().splitlines())

@@ -6,6 +6,7 @@ these changes it here too.
 
 from ibex_db_core.guards import Function, Grant, Guards, Policy, Trigger
 from ibex_db_core.policies import APP_ROLE, PLATFORM_ROLE, SEARCH_ROLE, TENANT_EXPRESSION
+from ibex_db_memory.models import _sharded
 
 # The trigger functions run as whoever writes, under that role's policies.
 _FIRST_VERSION = Function(
@@ -212,6 +213,7 @@ MEMORIES = Guards(
     fillfactor=60,
     # Past 2 kB a row pushes its vector out of line, and exact scans take 3.5 times as long.
     storage={"embedding": "MAIN"},
+    sharded=(_sharded.FIRST_VERSION, _sharded.NEXT_VERSION),
 )
 
 SESSIONS = Guards(
@@ -270,6 +272,7 @@ SPACES = Guards(
         ),
     ),
     functions=(_ACTIVE_LAST,),
+    sharded=(_sharded.ACTIVE_LAST,),
 )
 
 # Vectors of a space that is being filled come by UPDATE of a claim; what is inserted is a writer's.
@@ -304,4 +307,5 @@ VECTORS = Guards(
     functions=(_REFUSE_LATE,),
     # In line, as memories.embedding is; a vector of more than 2,000 numbers goes out of line all the same.
     storage={"embedding": "MAIN"},
+    sharded=(_sharded.REFUSE_LATE,),
 )

@@ -42,10 +42,10 @@ _CHECKPOINT = select(Checkpoint).from_statement(
             (SELECT max(sequence_number) FROM ibex_core.checkpoints WHERE org_id = :org_id AND session_id = :session_id)
         )
         WHERE org_id = :org_id AND id = :session_id AND status NOT IN ('completed', 'failed', 'abandoned')
-        RETURNING org_id, id, checkpoint_sequence
+        RETURNING id, checkpoint_sequence
     )
     INSERT INTO ibex_core.checkpoints (org_id, session_id, sequence_number, state, state_hash, state_size_bytes)
-    SELECT org_id, id, checkpoint_sequence, :state, :hash, :size FROM numbered
+    SELECT :org_id, id, checkpoint_sequence, :state, :hash, :size FROM numbered
     RETURNING *
     """
     )

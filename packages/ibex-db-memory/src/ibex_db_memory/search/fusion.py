@@ -39,7 +39,7 @@ def candidates_for(limit: int) -> int:
 
 @cache
 def statement(
-    shape: frozenset[str], *, exact: bool, floor: bool, beside: int | None = None
+    shape: frozenset[str], *, exact: bool, floor: bool, beside: int | None = None, sharded: bool = False
 ) -> Select[*tuple[Any, ...]]:
     """Return the best memories and how each leg judged them, best first.
 
@@ -64,7 +64,7 @@ def statement(
         .cte("nearest")
     )
     words = lexical.scores()
-    worded = lexical.best(words, shape, candidates, also=[of_one.label("similarity")], where=floored)
+    worded = lexical.best(words, shape, candidates, also=[of_one.label("similarity")], where=floored, sharded=sharded)
     ident = func.coalesce(nearest.c.id, worded.c.memory_id)
     judged = (
         select(

@@ -28,6 +28,7 @@ from sqlalchemy import (
     CTE,
     BigInteger,
     Float,
+    FromClause,
     Integer,
     Select,
     Subquery,
@@ -121,36 +122,46 @@ def scores() -> CTE:
 
 
 def best(
-    scored: CTE, shape: frozenset[str], limit: Any, *, also: Sequence[Any] = (), where: Sequence[Any] = ()
-) -> Subquery:
+    scored: CTE,
+    shape: frozenset[str],
+    limit: Any,
+    *,
+    also: Sequence[Any] = (),
+    where: Sequence[Any] = (),
+    sharded: bool = False,
+) -> Subquery | CTE:
     """Return the best of the scored memories that pass the filters: memory_id, score and ``also``, best first.
 
     Rows are looked up in order of their score until enough have passed: the
-    lateral LIMIT keeps the planner from reading all of them first.
+    lateral LIMIT keeps the planner from reading all of them first.  A sharded
+    engine takes no such LIMIT: there all that are scored are looked up.
     """
     ranked = select(scored).order_by(scored.c.score.desc(), scored.c.memory_id).subquery("ranked")
-    passing = (
-        select(literal_column("1", Integer()).label("passed"), *also)
-        .where(Memory.org_id == ORG, Memory.id == ranked.c.memory_id, *conditions(shape), *where)
-        .limit(1)
-        .lateral("passing")
+    pass_on = (Memory.org_id == ORG, *conditions(shape), *where)
+    passing: FromClause
+    if sharded:
+        passing = select(Memory.id.label("passed"), *also).where(*pass_on).subquery("passing")
+        joined = ranked.join(passing, passing.c.passed == ranked.c.memory_id)
+    else:
+        one = select(literal_column("1", Integer()).label("passed"), *also)
+        passing = one.where(Memory.id == ranked.c.memory_id, *pass_on).limit(1).lateral("passing")
+        joined = ranked.join(passing, true())
+    columns: Any = (ranked.c.memory_id, ranked.c.score, *(passing.c[column.name] for column in also))
+    found: Select[*tuple[Any, ...]] = (
+        select(*columns).select_from(joined).order_by(ranked.c.score.desc(), ranked.c.memory_id).limit(limit)
     )
-    return (
-        select(ranked.c.memory_id, ranked.c.score, *(passing.c[column.name] for column in also))
-        .select_from(ranked.join(passing, true()))
-        .order_by(ranked.c.score.desc(), ranked.c.memory_id)
-        .limit(limit)
-        .subquery("worded")
-    )
+    if sharded:
+        return found.cte("worded").prefix_with("MATERIALIZED")
+    return found.subquery("worded")
 
 
 @cache
-def statement(shape: frozenset[str]) -> Select[Memory, float]:
+def statement(shape: frozenset[str], *, sharded: bool = False) -> Select[Memory, float]:
     """Return the memories that say the words of a text best, and their scores.
 
     Parameters: org_id, limit, those of the filters and of :func:`scores`.
     """
-    found = best(scores(), shape, LIMIT)
+    found = best(scores(), shape, LIMIT, sharded=sharded)
     return cast(
         "Select[Memory, float]",
         select(Memory, found.c.score)

@@ -186,7 +186,13 @@ _FOUND = (
 
 @cache
 def statement(
-    shape: frozenset[str], *, vector: bool, words: bool, floor: bool, beside: int | None = None
+    shape: frozenset[str],
+    *,
+    vector: bool,
+    words: bool,
+    floor: bool,
+    beside: int | None = None,
+    sharded: bool = False,
 ) -> Select[*tuple[Any, ...]]:
     """Return the best memories as they were and how each leg judged them, best first.
 
@@ -197,7 +203,7 @@ def statement(
     (:mod:`~ibex_db_memory.search.spaces`), whose dimensions are ``beside`` where its vectors lie beside the memories.
     """
     judged = (
-        _judged(shape, vector=vector, words=words, floor=floor, beside=beside)
+        _judged(shape, vector=vector, words=words, floor=floor, beside=beside, sharded=sharded)
         .cte("candidates")
         .prefix_with("MATERIALIZED")
     )
@@ -258,7 +264,9 @@ def statement(
     )
 
 
-def _judged(shape: frozenset[str], *, vector: bool, words: bool, floor: bool, beside: int | None) -> TextualSelect:
+def _judged(
+    shape: frozenset[str], *, vector: bool, words: bool, floor: bool, beside: int | None, sharded: bool
+) -> TextualSelect:
     passes = " AND ".join(
         [CONDITIONS[name] for name in CONDITIONS if name in shape]
         + [condition for name, condition in UNLESS.items() if name not in shape]
@@ -271,7 +279,9 @@ def _judged(shape: frozenset[str], *, vector: bool, words: bool, floor: bool, be
     scope = f"AND {CONDITIONS['agents']}" if "agents" in shape else ""
     where = scope if words else f"AND {passes}"
     if vector:  # what is believed of the space holds, or nothing is found
-        where += _HOME if beside is None else _MOVED
+        holds = _HOME if beside is None else _MOVED
+        # Evaluated once, which Citus refuses beside an outer join; or for each row, where it is one of the row's.
+        where += holds.replace("s.org_id = :org_id", "s.org_id = m.org_id") if sharded else holds
     vectors = _VECTORS if vector and beside is not None else ""
     past = _PAST.format(model=_MODEL, columns=", ".join(columns), vectors=vectors, where=where)
     over = "AND similarity >= :min_similarity" if floor else ""

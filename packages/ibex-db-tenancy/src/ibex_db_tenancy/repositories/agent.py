@@ -128,7 +128,8 @@ class AgentRepository(SteppedRepository[Agent], Erasing[Agent]):
         )
         touched = (
             update(Agent)
-            .where(Agent.org_id == free.c.org_id, Agent.id == free.c.id)
+            # The organization by name: of the CTE's column a sharded engine learns nothing, and asks every shard.
+            .where(*self._scope(), Agent.org_id == free.c.org_id, Agent.id == free.c.id)
             .values(last_active_at=func.now())
             .cte("touched")
         )

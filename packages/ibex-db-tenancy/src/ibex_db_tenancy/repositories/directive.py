@@ -1,11 +1,11 @@
 """Directives of an organization and their versions."""
 
 from collections.abc import Sequence
-from typing import ClassVar, cast
-from uuid import UUID
+from typing import Any, ClassVar, cast
+from uuid import UUID, uuid4
 
-from sqlalchemy import ColumnElement, Select, and_, case, func, or_, select
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import ARRAY, ColumnElement, Select, Table, Uuid, and_, case, func, literal, or_, select
+from sqlalchemy.dialects.postgresql import aggregate_order_by, insert
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
 
@@ -194,16 +194,24 @@ class DirectiveRepository(BaseRepository[Directive]):
         }
         values["content_hash"] = content_hash(content)
         versions = self._versions(directive)
-        # A statement after the lock, so that it sees what those before us have numbered.
-        numbered = versions.with_only_columns(func.coalesce(func.max(DirectiveVersion.version_number), 0) + 1)
-        if parent_version_id is None:
-            newest_last = (DirectiveVersion.status == _Status.ACTIVE, DirectiveVersion.version_number)
-            newest = versions.with_only_columns(DirectiveVersion.id).order_by(*(key.desc() for key in newest_last))
-            values["parent_version_id"] = newest.limit(1).scalar_subquery()
-        elif await self._none(versions.where(DirectiveVersion.id == values["parent_version_id"])):
+        if parent_version_id is not None and await self._none(
+            versions.where(DirectiveVersion.id == values["parent_version_id"])
+        ):
             raise InvalidInputError("parent_version_id", parent_version_id, "must be a version of this directive")
-        statement = insert(DirectiveVersion).values(
-            **values, org_id=self._tenant, directive_id=directive, version_number=numbered.scalar_subquery()
+        values |= {"org_id": self._tenant, "directive_id": directive, "id": uuid4()}
+        table = cast("Table", DirectiveVersion.__table__)
+        given: dict[str, ColumnElement[Any]] = {
+            name: literal(value, table.c[name].type) for name, value in values.items()
+        }
+        # A statement after the lock, so that it sees what those before us have numbered.  FROM, not sub-selects
+        # among VALUES, which a sharded engine refuses.
+        given["version_number"] = func.coalesce(func.max(DirectiveVersion.version_number), 0) + 1
+        if parent_version_id is None:
+            newest_first = ((DirectiveVersion.status == _Status.ACTIVE).desc(), DirectiveVersion.version_number.desc())
+            ids = func.array_agg(aggregate_order_by(DirectiveVersion.id, *newest_first), type_=ARRAY(Uuid()))
+            given["parent_version_id"] = ids[1]
+        statement = insert(DirectiveVersion).from_select(
+            list(given), versions.with_only_columns(*given.values()), include_defaults=False
         )
         made = await self._execute(select(DirectiveVersion).from_statement(statement.returning(DirectiveVersion)))
         return cast("DirectiveVersion", made.scalars().one())

@@ -1,6 +1,6 @@
 """What every change of a memory has in common: the rows locked in one order, and why and by whom it was made."""
 
-from collections.abc import AsyncGenerator, Container, Iterable, Mapping
+from collections.abc import AsyncGenerator, Container, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import ClassVar, cast
 from uuid import UUID
@@ -9,6 +9,7 @@ from sqlalchemy import Boolean, Text, Uuid, bindparam, func, select, text
 
 from ibex_db_core import validation
 from ibex_db_core.errors import IllegalTransitionError, InvalidInputError, NotFoundError
+from ibex_db_core.sharding import is_sharded, set_local
 from ibex_db_core.steps import SteppedRepository
 from ibex_db_memory.models import MEMORY_STEPS, Memory, MemoryStatus, VersionOperation
 from ibex_db_memory.models.standing import POINTERS, WAYS_OUT
@@ -40,6 +41,8 @@ _RETIRE_TWIN = text(
     bindparam("hash", type_=Text()),
 )
 _TOLD = ("reason", "actor", "operation")
+_SETTINGS = {"reason": "app.change_reason", "actor": "app.changed_by", "operation": "app.change_operation"}
+_TOLD_BEFORE = text("SELECT " + ", ".join(f"current_setting('{_SETTINGS[name]}', true)" for name in _TOLD))
 
 # What may be done by naming the new status alone: where a memory points elsewhere, pointer and edge go with it.
 _BY_HAND = {
@@ -118,10 +121,20 @@ class Changes(SteppedRepository[Memory]):
         }
         await self._ready()
         async with self._session.begin_nested():
-            before = (await self._execute(_TELL, told)).one()
+            before = await self._tell(told)
             yield
             await self._flush()
-            await self._execute(_TELL, {name: said or "" for name, said in zip(_TOLD, before, strict=False)})
+            await self._tell({name: said or "" for name, said in zip(_TOLD, before, strict=False)})
+
+    async def _tell(self, told: Mapping[str, str]) -> Sequence[str | None]:
+        """Tell the triggers why, by whom and what; return what they were told before."""
+        if not is_sharded(self._session.get_bind()):
+            return cast("Sequence[str | None]", (await self._execute(_TELL, told)).one())
+        before = cast("Sequence[str | None]", (await self._execute(_TOLD_BEFORE)).one())
+        for name, said in told.items():
+            # To text() a colon would be a parameter.
+            await self._execute(text(set_local(_SETTINGS[name], said).replace(":", r"\:")))
+        return before
 
     async def _locked(
         self, idents: Iterable[UUID], *, include_deleted: bool = False, missing_ok: Container[UUID] = ()

@@ -60,6 +60,7 @@ class Past(Wording):
             words=text is not None,
             floor=least is not None,
             beside=space.beside,
+            sharded=self._sharded,
         )
         rows = (await self._execute(statement, parameters)).mappings().all()
         hits = [

@@ -40,7 +40,7 @@ class Wording(Spaces):
     async def _worded(self, text: str, filters: Filters, limit: int, *, fresh: bool, explain: bool) -> Hits:
         corpus = await self._corpus(filters, fresh=fresh)
         parameters = {**self._words(text, filters, corpus), "limit": limit}
-        rows = await self._rows(lexical.statement(filters.shape), parameters)
+        rows = await self._rows(lexical.statement(filters.shape, sharded=self._sharded), parameters)
         hits = [
             Hit(memory, score, None, score, HitParts(lexical_rank=place) if explain else None)
             for place, (memory, score) in enumerate(rows, 1)
@@ -77,6 +77,14 @@ class Wording(Spaces):
         exact: bool,
         explain: bool,
     ) -> Hits:
+        if self._sharded and space.id is not None:
+            raise InvalidInputError(
+                "text",
+                text,
+                "cannot be searched for together with a vector here: the database is distributed, and the "
+                "organization's vectors lie beside its memories since it moved to another model; "
+                "ask for one of the two",
+            )
         corpus = await self._corpus(filters, fresh=exact)
         plan = Plan(exact=True, reason="asked for") if exact else decide(corpus.rows, space)
         parameters = {
@@ -101,7 +109,9 @@ class Wording(Spaces):
     ) -> tuple[list[Hit], int]:
         """Return the hits, and how many candidates the vector leg brought: at least as many as there are, if any."""
         floor = "min_similarity" in parameters
-        statement = fusion.statement(filters.shape, exact=exact, floor=floor, beside=space.beside)
+        statement = fusion.statement(
+            filters.shape, exact=exact, floor=floor, beside=space.beside, sharded=self._sharded
+        )
         rows = await self._rows(statement, parameters)
         hits = [
             Hit(memory, score, similarity, said, HitParts(*parts) if explain else None)

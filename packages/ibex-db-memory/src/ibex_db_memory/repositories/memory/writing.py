@@ -30,7 +30,7 @@ from ibex_db_memory.content import content_hash
 from ibex_db_memory.drafts import CheckedDraft, MemoryDraft, check_draft, check_embedding
 from ibex_db_memory.models import Memory, MemoryCategory, MemorySource, MemoryStatus
 from ibex_db_memory.models.standing import NEEDS_VECTOR
-from ibex_db_memory.repositories.memory import statements
+from ibex_db_memory.repositories.memory import sharded, statements
 from ibex_db_memory.repositories.memory.finding import Finding
 from ibex_db_memory.search.filters import Filters
 from ibex_db_memory.search.lexical import corpora_for
@@ -282,12 +282,16 @@ class Writing(Finding):
         space = await self._space_of([draft])
         values = {"org_id": self._tenant, **draft.values}
         insert, tagged = statements.INSERT_ONE, values
-        if space.id is not None:
+        if self._sharded:
+            tagged = values if space.id is None else {**values, "embedding": None}
+        elif space.id is not None:
             insert, tagged = statements.INSERT_BESIDE, {**values, "tags": list(draft.tags), **space.parameters}
         elif draft.tags:
             insert, tagged = statements.INSERT_TAGGED, {**values, "tags": list(draft.tags)}
         for _ in range(_TRIES):
             if rows := await self._inserted(insert, tagged):
+                if self._sharded:
+                    await sharded.insert_beside(self._insert, [draft], self._tenant, space)
                 self._count_anew(1)
                 return cast("Memory", rows[0][0]), True
             twin = (await self._execute(statements.TWIN_OF_ONE, values, populate_existing=True)).one_or_none()
@@ -313,7 +317,9 @@ class Writing(Finding):
             index = None if start is None or exc.index is None else start + places[exc.index]
             raise InvalidInputError(exc.field, exc.value, exc.rule, index=index) from exc
 
-    async def _insert(self, statement: Executable, parameters: dict[str, object]) -> Result[*tuple[Any, ...]]:
+    async def _insert(
+        self, statement: Executable, parameters: Mapping[str, object] | None = None
+    ) -> Result[*tuple[Any, ...]]:
         try:
             return await self._execute(statement, parameters)
         except RuleViolationError as exc:
@@ -343,8 +349,7 @@ class Writing(Finding):
             rows = [batch[alike[key][0]] for key in keys]
             key_of = {row.values["id"]: key for row, key in zip(rows, keys, strict=True)}
             unseen = False
-            parameters = {**statements.columns_of(rows, self._tenant, self._binary), **space.parameters}
-            for wanted, found, created, expired in (await self._insert(statement, parameters)).all():
+            for wanted, found, created, expired in await self._kept(statement, rows, space):
                 if found is None:
                     unseen = True
                     continue
@@ -358,6 +363,13 @@ class Writing(Finding):
             if outrun == _TRIES:
                 raise _always_outrun()
         return [outcomes[position] for position in range(len(batch))]
+
+    async def _kept(self, statement: Executable, rows: Sequence[CheckedDraft], space: Space) -> Sequence[Sequence[Any]]:
+        """Run a batch's statement, or its steps where statements go through Citus; see statements.REMEMBER_MANY."""
+        if self._sharded:
+            return await sharded.remember_many(self._insert, rows, self._tenant, space)
+        parameters = {**statements.columns_of(rows, self._tenant, self._binary), **space.parameters}
+        return (await self._insert(statement, parameters)).all()
 
     async def _pointed_out(
         self, exc: ConflictError | ForeignKeyError, batch: Sequence[CheckedDraft], start: int

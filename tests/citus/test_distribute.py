@@ -1,0 +1,114 @@
+"""`ibex-db distribute`: a plan first, every step once, again where it was cut short; a shard without its walls."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Sequence
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
+from two import populate
+from typer.testing import CliRunner
+
+from ibex_db import Database, MigrationError
+from ibex_db_core.cli.app import build
+from ibex_db_core.distribution import Step, complaints
+from ibex_db_core.distribution.cluster import on_placements
+from ibex_db_core.migrations.wheels import metadata
+from ibex_db_core.provisioning import Cluster
+
+SHARDS = 2
+
+
+@pytest.fixture
+async def migrated(coordinator: Cluster, empty: str) -> AsyncIterator[Database]:
+    """A migrated database with rows in it, not distributed yet."""
+    async with coordinator.database(empty) as db:
+        await db.upgrade()
+        yield db
+
+
+@pytest.fixture
+async def owner(coordinator: Cluster, empty: str) -> AsyncIterator[AsyncConnection]:
+    """The superuser in it."""
+    url = coordinator.url(empty).set(drivername="postgresql+asyncpg")
+    engine = create_async_engine(url, isolation_level="AUTOCOMMIT")
+    async with engine.connect() as connection:
+        yield connection
+    await engine.dispose()
+
+
+async def _counts(owner: AsyncConnection) -> Sequence[int]:
+    tables = ("organizations", "agents", "memories", "memory_versions", "memory_vectors", "memory_tags")
+    return [int(await owner.scalar(text(f"SELECT count(*) FROM ibex_core.{table}")) or 0) for table in tables]
+
+
+async def test_a_filled_database_is_distributed_with_its_rows_after_it_was_cut_short(
+    migrated: Database, owner: AsyncConnection
+) -> None:
+    await populate(migrated)
+    before = await _counts(owner)
+
+    def cut(step: Step) -> None:
+        if step.title == "agents by organization":
+            raise KeyboardInterrupt
+
+    async with migrated.migrator() as migrator:
+        planned = await migrator.distribution(shards=SHARDS)
+        assert await migrator.distribution(shards=SHARDS) == planned  # looking changes nothing
+        with pytest.raises(KeyboardInterrupt):
+            await migrator.distribute(shards=SHARDS, told=cut)
+    async with migrated.migrator() as migrator:
+        rest = await migrator.distribute(shards=SHARDS)
+        again = await migrator.distribute(shards=SHARDS)
+
+    assert {step.title for step in rest} < {step.title for step in planned}
+    assert again == []
+    assert await _counts(owner) == before
+    assert min(before) > 0
+    assert all(step.reason and step.statements for step in planned)
+
+
+async def test_a_shard_that_lost_its_walls_is_told_and_mended(migrated: Database, owner: AsyncConnection) -> None:
+    async with migrated.migrator() as migrator:
+        await migrator.distribute(shards=SHARDS)
+    # As Citus itself makes a shard's policies, when it moves one.
+    policy = "CREATE POLICY agents_floor ON %1$s TO ibex_app USING (true)"
+    as_citus = f"DO $$ BEGIN DROP POLICY agents_floor ON %1$s; {policy}; END $$"
+    await owner.exec_driver_sql(on_placements("agents", as_citus))
+
+    told = await owner.run_sync(lambda live: complaints(live, metadata()))
+    async with migrated.migrator() as migrator:
+        mended = await migrator.distribute(shards=SHARDS)
+
+    assert len(told) == SHARDS
+    assert all("agents_floor" in one for one in told)
+    assert [step.title for step in mended] == ["Floors under the policies of every shard"]
+    assert await owner.run_sync(lambda live: complaints(live, metadata())) == []
+
+
+async def test_a_shard_without_row_level_security_is_told(migrated: Database, owner: AsyncConnection) -> None:
+    async with migrated.migrator() as migrator:
+        await migrator.distribute(shards=SHARDS)
+    await owner.exec_driver_sql(on_placements("tokens", "ALTER TABLE %s DISABLE ROW LEVEL SECURITY"))
+
+    async with migrated.migrator() as migrator:
+        with pytest.raises(MigrationError, match=r"tokens_[0-9]+: row-level security: False, not True"):
+            await migrator.distribute(shards=SHARDS)
+
+
+async def test_the_command_prints_the_plan_and_takes_it(
+    migrated: Database, coordinator: Cluster, empty: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = coordinator.url(empty).render_as_string(hide_password=False)
+    for name in ("IBEX_DATABASE_URL", "IBEX_OWNER_URL"):
+        monkeypatch.delenv(name, raising=False)
+
+    async with migrated.migrator() as migrator:
+        planned = await migrator.distribution(shards=SHARDS)
+    run = CliRunner().invoke
+    dry = await asyncio.to_thread(run, build(), ["distribute", "--dry-run", "--json", "--shards", "2", "--url", url])
+    done = await asyncio.to_thread(run, build(), ["distribute", "--json", "--shards", "2", "--url", url])
+
+    assert [step["title"] for step in json.loads(dry.stdout)["steps"]] == [step.title for step in planned]
+    assert json.loads(done.stdout)["steps"] == json.loads(dry.stdout)["steps"]
