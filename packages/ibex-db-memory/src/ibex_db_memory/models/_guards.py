@@ -6,6 +6,7 @@ these changes it here too.
 
 from ibex_db_core.guards import Function, Grant, Guards, Policy, Trigger
 from ibex_db_core.policies import APP_ROLE, PLATFORM_ROLE, SEARCH_ROLE, TENANT_EXPRESSION
+from ibex_db_memory._partition_sql import COPYING
 from ibex_db_memory.models import _sharded
 
 # The trigger functions run as whoever writes, under that role's policies.
@@ -165,6 +166,7 @@ END """,
 )
 
 MEMORIES = Guards(
+    copying=COPYING,
     triggers=(
         Trigger(
             "memories_after_insert",
