@@ -310,7 +310,10 @@ async def _found(db: Database) -> list[tuple[str, str]]:
     return [(one.code, one.object) for one in (await db.doctor()).findings if one.code not in _OF_THE_SERVER]
 
 
-_DEFINER = "RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS 'BEGIN RETURN NULL; END'"
+_DEFINER = (
+    "RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp "
+    "AS 'BEGIN RETURN NULL; END'"
+)
 _TRIGGER = "AFTER INSERT OR UPDATE OR DELETE ON ibex_core.memories FOR EACH ROW EXECUTE FUNCTION"
 
 
@@ -390,7 +393,7 @@ async def test_what_is_not_the_procedures_own_is_told_beside_it(made: Made, monk
             await connection.rollback()
         told = {(one.code, one.object): one.severity for one in report.findings}
         assert wanted in told, f"{name}: {sorted(told)}"
-        # Of another table than the procedure makes, nothing is taken for its own; parts of its own that differ are grave.
+        # Of another table than the procedure makes, nothing is taken for its own; its parts that differ are grave.
         severity = None if name in {"another owner", "another shape"} else "high" if wanted[1] in _ITS_OWN else "low"
         assert told.get(("repartition-under-way", "ibex_core.memories_next")) == severity, name
 

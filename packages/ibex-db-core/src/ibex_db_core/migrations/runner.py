@@ -6,7 +6,7 @@ import logging
 import re
 import threading
 import warnings
-from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Set
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping
 from contextlib import contextmanager, redirect_stdout, suppress
 from importlib.resources import files
 from pathlib import Path
@@ -263,7 +263,7 @@ def differences(connection: Connection) -> list[str]:
     return [*drift, *complaints, *(f"{found.object}: {found.risk} ({found.code})" for found in isolation)]
 
 
-def _of(difference: object, tables: Set[str]) -> bool:
+def _of(difference: object, tables: frozenset[str]) -> bool:
     """Tell whether a difference is one table too many, or an index of it, of those named."""
     if not isinstance(difference, tuple):
         return False  # a list: a column that is another, of a table in the models
