@@ -121,9 +121,10 @@ async def test_a_batch_of_one_organization_touches_one_partition_by_its_index(
     assert any("Index Scan using" in line and "expires_at" in line for line in plan), "\n".join(plan)
 
 
+@pytest.mark.usefixtures("ibex_db")
 @pytest.mark.parametrize("words", [["expire"], ["expire", "--org", "acme"], ["export", "--org", "acme"]])
 async def test_without_the_platforms_address_the_error_names_its_variable(
-    ibex_db: Database, home: Home, monkeypatch: pytest.MonkeyPatch, words: list[str]
+    monkeypatch: pytest.MonkeyPatch, words: list[str]
 ) -> None:
     monkeypatch.delenv("IBEX_PLATFORM_URL")
 
@@ -133,7 +134,8 @@ async def test_without_the_platforms_address_the_error_names_its_variable(
     assert "set IBEX_PLATFORM_URL (platform_url) to a login that is a member of ibex_platform" in done.stderr
 
 
-async def test_an_organization_that_is_not_there_lies_in_no_other(ibex_db: Database, home: Home) -> None:
+@pytest.mark.usefixtures("ibex_db")
+async def test_an_organization_that_is_not_there_lies_in_no_other() -> None:
     done = await asyncio.to_thread(CliRunner().invoke, build(), ["expire", "--org", "nosuch"])
 
     assert done.exit_code == 3
