@@ -122,7 +122,7 @@ async def test_a_batch_of_one_organization_touches_one_partition_by_its_index(
 
 
 @pytest.mark.usefixtures("ibex_db")
-@pytest.mark.parametrize("words", [["expire"], ["expire", "--org", "acme"], ["export", "--org", "acme"]])
+@pytest.mark.parametrize("words", [["expire"], ["expire", "--org", "acme"]])
 async def test_without_the_platforms_address_the_error_names_its_variable(
     monkeypatch: pytest.MonkeyPatch, words: list[str]
 ) -> None:
