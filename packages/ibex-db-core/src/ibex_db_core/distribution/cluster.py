@@ -142,7 +142,7 @@ def on_workers(command: str) -> str:
 
 
 def on_placements(table: str, command: str) -> str:
-    """Return the statement that runs a command for every copy of every shard of a table; %s or %1$s stands for its name."""
+    """Return the statement that runs a command for every copy of every shard; %s or %1$s stands for its name."""
     return (
         f"SELECT nodename, nodeport, shardid, success, result "
         f"FROM run_command_on_placements('{SCHEMA}.{table}', {_QUOTE}{command}{_QUOTE})"

@@ -51,7 +51,7 @@ async def plan(engine: AsyncEngine, revision: str, *, down: bool, scratch: str |
                 f"the database is at {', '.join(strangers)}, which no installed wheel has: install one that does"
             )
         heads, steps = await live.run_sync(lambda one: runner.pending(one, script, revision, down=down))
-        if steps and await live.run_sync(lambda one: is_distributed(one)):  # noqa: PLW0108 - mypy takes no other
+        if await live.run_sync(is_distributed) and steps:
             raise MigrationError(
                 "this database is distributed, and a dry run looks at a copy on one machine, whose locks are not those "
                 "of shards: read the SQL with `ibex-db upgrade --sql`, and try it on a cluster restored from a backup. "
