@@ -15,6 +15,8 @@ from ibex_db import Database, MemoryRepository, MigrationError
 from ibex_db_core.cli.app import build
 from ibex_db_core.distribution import Step, complaints
 from ibex_db_core.distribution.cluster import on_placements, on_workers
+from ibex_db_core.doctor import examine
+from ibex_db_core.doctor.shards import check_shards
 from ibex_db_core.migrations.wheels import metadata
 from ibex_db_core.policies import ROLES
 from ibex_db_core.provisioning import Cluster
@@ -155,6 +157,27 @@ async def test_the_doctor_finds_a_distributed_database_sound_and_a_shard_that_is
             await owner.exec_driver_sql(one.remedy_sql)
     left = {one.object.partition(".")[2].rpartition("_")[0] for one in (await migrated.doctor()).findings}
     assert left == {"agents", "memories", "organizations", "sessions"}
+
+
+async def test_a_node_that_does_not_answer_is_told_for_each_shard(
+    migrated: Database, owner: AsyncConnection, coordinator: Cluster, empty: str
+) -> None:
+    login = f"stranger_{empty}"
+    async with migrated.migrator() as migrator:
+        await migrator.distribute(shards=SHARDS)
+    # Known to the coordinator alone.
+    await owner.exec_driver_sql("SET citus.enable_create_role_propagation = off")
+    await owner.exec_driver_sql(f"CREATE ROLE {login} LOGIN IN ROLE ibex_owner")
+    engine = create_async_engine(coordinator.url(empty, user=login).set(drivername="postgresql+asyncpg"))
+    try:
+        async with engine.connect() as connection:
+            found = (await connection.run_sync(lambda live: examine(live, checks=[check_shards]))).findings
+    finally:
+        await engine.dispose()
+        await owner.exec_driver_sql(f"DROP ROLE {login}")
+
+    assert {one.code for one in found} == {"shard-unseen"}
+    assert len(found) > SHARDS
 
 
 async def test_what_asks_for_partitions_or_for_one_machine_is_turned_away(migrated: Database) -> None:

@@ -58,7 +58,9 @@ async def _spread(db: Database, org_id: UUID, sent: Sequence[Sent]) -> list[str]
         connection = await session.connection()
         for one in sent:
             # Literals: of EXPLAIN with parameters Citus cannot tell the worker.
-            sql = re.sub(r"\$(\d+)", lambda match, values=one.parameters: _literal(values[int(match[1]) - 1]), one.sql)
+            pieces = re.split(r"\$(\d+)", one.sql)
+            pieces[1::2] = [_literal(one.parameters[int(number) - 1]) for number in pieces[1::2]]
+            sql = "".join(pieces)
             rows = await connection.exec_driver_sql(f"EXPLAIN (COSTS OFF) {sql}")
             plan = "\n".join(str(row[0]) for row in rows)
             counts = re.findall(r"Task Count: (\d+)", plan)

@@ -256,7 +256,7 @@ def differences(connection: Connection) -> list[str]:
 
     script, complaints = compared(connection, metadata())
     operations = script.upgrade_ops
-    diffs = [] if operations is None else operations.as_diffs()
+    diffs = cast("list[Any]", [] if operations is None else operations.as_diffs())
     if is_distributed(connection):  # where keys differ by intent: the constraints' check, below, knows in what
         diffs = [one for one in diffs if one[0] not in {"add_fk", "remove_fk"}]
     drift = [told(one) for one in diffs]
