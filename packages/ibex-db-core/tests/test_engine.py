@@ -240,7 +240,7 @@ async def test_connect_timeout_is_kept(wire: Wire) -> None:
         writer.close()
 
 
-def test_settings_for_migrations_use_one_connection() -> None:
+def test_settings_for_migrations_use_a_connection_and_one_more_to_see_who_is_in_its_way() -> None:
     settings = EngineSettings(pool_size=7, application_name="billing").for_migrations()
 
-    assert (settings.pool_size, settings.max_overflow, settings.application_name) == (1, 0, "billing")
+    assert (settings.pool_size, settings.max_overflow, settings.application_name) == (2, 0, "billing")

@@ -10,6 +10,7 @@ from ibex_db_core.errors import (
     CommitUnknownError,
     ConflictError,
     DatabaseError,
+    DestructiveMigrationError,
     IbexError,
     IllegalTransitionError,
     InvalidInputError,
@@ -25,6 +26,7 @@ ACME = UUID("00000000-0000-4000-8000-00000000000a")
 GLOBEX = UUID("00000000-0000-4000-8000-00000000000b")
 
 EXAMPLES: dict[str, IbexError] = {
+    "DestructiveMigrationError": DestructiveMigrationError(["memory_0004: 12 rows of memory_vectors"]),
     "UnsafeRoleError": UnsafeRoleError("postgres", "is a superuser"),
     "TenantMismatchError": TenantMismatchError(ACME, GLOBEX, "Bot"),
     "InvalidInputError": InvalidInputError("rank", 101, "must lie in [-100, 100]", index=3),

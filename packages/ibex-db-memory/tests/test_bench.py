@@ -39,7 +39,7 @@ async def test_every_verb_is_measured_and_the_organization_is_erased(ibex_db: Da
 
 
 async def test_where_it_breaks_off_the_organization_is_erased_too(ibex_db: Database) -> None:
-    def tell(what: str, _done: int, _of: int) -> None:
+    def tell(what: str, _done: int, _of: int | None) -> None:
         if what == "measuring":
             raise KeyError(what)
 

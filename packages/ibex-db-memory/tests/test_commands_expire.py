@@ -17,7 +17,7 @@ from ibex_db_core.database import Database
 from ibex_db_core.provisioning import PLATFORM_LOGIN, SERVICE_LOGIN
 from ibex_db_core.testing import TestDatabase
 from ibex_db_memory import MemoryRepository
-from ibex_db_memory.commands_expire import due_of, sweep
+from ibex_db_memory.commands.expire import due_of, sweep
 
 
 @pytest.fixture(autouse=True)

@@ -22,6 +22,7 @@ its ``__rich__`` is what a person reads.  `Output` decides which of the two::
 `Output`    run(work)        asyncio.run(work()), show what it returns, leave with the exit code
             show(result)     the result on stdout, once; `run` does it for what work returns
             progress(text)   a spinner on a terminal, lines elsewhere; nothing with --json
+            bar()            the same with numbers: the function given tells what, how much, of how much
             note(text)       a line for people on stderr; nothing with --json
             warn(text)       a line on stderr, always
             log              the rich Console of stderr, for progress bars (disable=output.as_json)
@@ -46,12 +47,16 @@ import typer
 from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.panel import Panel
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Column, Table
 from rich.text import Text
 
 from ibex_db_core.errors import IbexError
 
-__all__ = ["CANCELLED", "DEFECT", "EXIT_CODES", "FAILED", "FOUND", "Output", "Result", "console", "table"]
+__all__ = ["CANCELLED", "DEFECT", "EXIT_CODES", "FAILED", "FOUND", "Output", "Result", "Tell", "console", "table"]
+
+Tell = Callable[[str, int, int | None], None]
+"""What goes on, how much of it is done, and of how much; None: nobody knows."""
 
 # 2 is the framework's own, for a command line that it does not understand.
 FOUND, FAILED, DEFECT, CANCELLED = 1, 3, 4, 130
@@ -144,6 +149,34 @@ class Output:
             return
         with self.log.status(Text(text)) as status:
             yield lambda step: status.update(Text(step))
+
+    @contextmanager
+    def bar(self) -> Generator[Tell]:
+        """Show one bar on a terminal, a line for each step elsewhere, and nothing to machines."""
+        if self.as_json or not self.log.is_terminal:
+            yield self._lines()
+            return
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[told]}"))
+        with Progress(*columns, TimeElapsedColumn(), console=self.log, transient=True) as progress:
+            task = progress.add_task("", total=None, told="")
+
+            def tell(what: str, done: int, of: int | None) -> None:
+                told = "" if of is None else f"{done:,} of {of:,}"
+                progress.update(task, description=what, completed=done, told=told)
+                progress.tasks[0].total = of  # update() takes no None for "nobody knows"
+
+            yield tell
+
+    def _lines(self) -> Tell:
+        last = ""
+
+        def tell(what: str, _done: int, _of: int | None) -> None:
+            nonlocal last
+            if what != last:
+                last = what
+                self.note(what)
+
+        return tell
 
     def _fail(self, exc: Exception) -> None:
         ours = isinstance(exc, IbexError)

@@ -36,7 +36,7 @@ _WORDS = (  # noqa: SIM905 - a list of sixty strings would fill a page
 _KEPT = 10
 
 Vector = Sequence[float]
-Tell = Callable[[str, int, int], None]
+Tell = Callable[[str, int, int | None], None]
 Verb = Callable[[int], Awaitable[None]]
 
 

@@ -15,7 +15,7 @@ from sqlalchemy import Integer, Uuid, bindparam, text
 from ibex_db_core.cli.options import AsJson, Debug, Url, connect
 from ibex_db_core.console import EXIT_CODES, Output, Result
 from ibex_db_core.database import Database
-from ibex_db_memory.commands_transfer import organization
+from ibex_db_memory.commands.transfer import organization
 
 __all__ = ["register"]
 

@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Callable, Generator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict, dataclass
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated, cast
 from uuid import UUID
@@ -25,7 +26,6 @@ Org = Annotated[
     str, typer.Option("--org", metavar="ORG", help="The organization: its id, or its slug.", show_default=False)
 ]
 IncludeErased = Annotated[bool, typer.Option("--include-erased", help="Also bring back what was erased here.")]
-Tell = Callable[[int, int | None], None]
 
 
 class Library(StrEnum):
@@ -107,12 +107,13 @@ def export(
         part = output_file.with_name(f".{output_file.name}.part")
         async with organization(url, org) as (database, org_id), database.tenant(org_id, read_only=True) as session:
             agents = await _agents(database, org_id, agent) if agent else None
-            with _bar(output, "exporting") as tell, _private(part) as file:
+            with output.bar() as tell, _private(part) as file:
+                tell("exporting", 0, None)
 
                 def told(done: int, of: int) -> None:
                     nonlocal count
                     count = done
-                    tell(done, of)
+                    tell("exporting", done, of)
 
                 async for line in MemoryRepository(session).export(
                     agents=agents,
@@ -161,13 +162,14 @@ def import_(
 
         started = time.perf_counter()
         async with organization(url, org) as (database, org_id), database.tenant(org_id) as session:
-            with _bar(output, "importing") as tell, file.open("rb") as lines:
+            with output.bar() as tell, file.open("rb") as lines:
+                tell("importing", 0, None)
                 done = await MemoryRepository(session).import_(
                     lines,
                     agents=cast("dict[UUID | str, UUID | str]", agents),
                     create_agents=create_agents,
                     include_erased=include_erased,
-                    progress=tell,
+                    progress=partial(tell, "importing"),
                 )
         return Brought(asdict(done), round(time.perf_counter() - started, 3))
 
@@ -218,13 +220,15 @@ def import_from(
             agents = dict(zip(pairs, ours, strict=False))
             default = ours[-1] if other_agent else None
             memories = MemoryRepository(session)
-            with _bar(output, f"importing from {library}") as tell:
+            what = f"importing from {library}"
+            with output.bar() as tell:
+                tell(what, 0, None)
                 options = ImportOptions(
                     embeddings=not without_embeddings,
                     embedding_model=embedding_model,
                     include_erased=include_erased,
                     skip_invalid=skip_invalid,
-                    progress=lambda done: tell(done, None),
+                    progress=lambda done: tell(what, done, None),
                 )
                 if library is Library.MEM0:
                     done = await memories.import_mem0(
@@ -299,18 +303,3 @@ def _private(part: Path) -> Generator[Callable[[bytes], object]]:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
-
-
-@contextmanager
-def _bar(output: Output, text: str) -> Generator[Tell]:
-    """Show a bar on a terminal, one line elsewhere, and nothing to machines."""
-    if output.as_json or not output.log.is_terminal:
-        output.note(text)
-        yield lambda _done, _of: None
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn(text), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=output.log, transient=True) as progress:
-        task = progress.add_task(text, total=None)
-        yield lambda done, of: progress.update(task, completed=done, total=of)

@@ -1,8 +1,5 @@
 """`ibex-db bench`; needs the ``cli`` extra."""
 
-import logging
-from collections.abc import Generator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,9 +10,10 @@ from rich.text import Text
 
 from ibex_db_core.cli.options import AsJson, Debug, Url, connect, where
 from ibex_db_core.console import EXIT_CODES, Output, Result, table
+from ibex_db_memory.commands.crossings import collected
 
 if TYPE_CHECKING:
-    from ibex_db_memory.bench import Bench, Tell
+    from ibex_db_memory.bench import Bench
 
 __all__ = ["register"]
 
@@ -71,44 +69,8 @@ def bench(
     async def work() -> Benched:
         from ibex_db_memory.bench import measure
 
-        with _bar(output) as tell, _unlogged():
+        with output.bar() as tell, collected():
             async with connect(url) as database:
                 return Benched(where(url), await measure(database, memories=memories, rounds=rounds, tell=tell))
 
     output.run(work)
-
-
-@contextmanager
-def _bar(output: Output) -> "Generator[Tell]":
-    """Show a bar on a terminal, a line for each step elsewhere, and nothing to machines."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    shown = output.log.is_terminal and not output.as_json
-    with Progress(*columns, console=output.log, transient=True, disable=not shown) as progress:
-        task = progress.add_task("opening", total=None)
-        told: list[str] = []
-
-        def tell(what: str, done: int, of: int) -> None:
-            if what not in told:
-                told.append(what)
-                if not shown:
-                    output.note(what)
-            progress.update(task, description=what, completed=done, total=of)
-
-        yield tell
-
-
-@contextmanager
-def _unlogged() -> Generator[None]:
-    """Keep the two crossings, of which the command's help tells, off stderr."""
-    log = logging.getLogger("ibex_db.platform")
-
-    def drop(_record: logging.LogRecord) -> bool:
-        return False
-
-    log.addFilter(drop)
-    try:
-        yield
-    finally:
-        log.removeFilter(drop)

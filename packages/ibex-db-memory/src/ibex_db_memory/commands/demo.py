@@ -1,30 +1,20 @@
-"""The memory wheel's commands of `ibex-db`; needs the ``cli`` extra."""
+"""`ibex-db demo`; needs the ``cli`` extra."""
 
-import logging
-from collections.abc import Generator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from ibex_db_core.cli.options import AsJson, Debug, Url, connect
 from ibex_db_core.console import EXIT_CODES, Output, Result
-from ibex_db_memory import commands_bench, commands_expire, commands_repartition, commands_transfer
-
-if TYPE_CHECKING:
-    from ibex_db_memory.demo.story import Tell
+from ibex_db_memory.commands.crossings import collected
 
 __all__ = ["register"]
 
 
 def register(app: typer.Typer) -> None:
-    """Add the commands."""
+    """Add the command."""
     app.command(epilog=EXIT_CODES)(demo)
-    commands_bench.register(app)
-    commands_expire.register(app)
-    commands_repartition.register(app)
-    commands_transfer.register(app)
 
 
 def demo(
@@ -82,7 +72,7 @@ def demo(
     async def work() -> Result:
         from ibex_db_memory.demo import corpus, story
 
-        with _progress(output) as tell, _crossings() as reasons:
+        with output.bar() as tell, collected() as reasons:
             tell("reading files", 0, None)
             own = None
             if memories is not None and vectors is not None:
@@ -92,55 +82,3 @@ def demo(
         return report.crossed_for(reasons)
 
     output.run(work)
-
-
-@contextmanager
-def _progress(output: Output) -> "Generator[Tell]":
-    """Show one bar on a terminal, a line for each step elsewhere, and nothing to machines."""
-    from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
-
-    if output.as_json or not output.log.is_terminal:
-        yield _lines(output)
-        return
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[told]}"))
-    with Progress(*columns, TimeElapsedColumn(), console=output.log, transient=True) as progress:
-        bars: dict[str, TaskID] = {}
-
-        def tell(what: str, done: int, total: int | None) -> None:
-            if what not in bars:
-                for old in list(bars.values()):
-                    progress.remove_task(old)
-                bars.clear()
-                bars[what] = progress.add_task(what, total=None, told="")
-            if total is not None:
-                progress.update(bars[what], completed=done, total=total, told=f"{done:,} of {total:,}")
-
-        yield tell
-
-
-def _lines(output: Output) -> "Tell":
-    told: list[str] = []
-
-    def tell(what: str, _done: int, _total: int | None) -> None:
-        if told[-1:] != [what]:
-            told.append(what)
-            output.note(what)
-
-    return tell
-
-
-@contextmanager
-def _crossings() -> Generator[list[str]]:
-    """Collect why the walls were crossed, for the report, instead of a warning each on stderr."""
-    log = logging.getLogger("ibex_db.platform")
-    reasons: list[str] = []
-
-    def collect(record: logging.LogRecord) -> bool:
-        reasons.append(str(getattr(record, "reason", record.getMessage())))
-        return False
-
-    log.addFilter(collect)
-    try:
-        yield reasons
-    finally:
-        log.removeFilter(collect)
