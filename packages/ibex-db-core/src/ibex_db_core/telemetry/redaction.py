@@ -77,8 +77,9 @@ class Redaction(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Change the record, and let it pass."""
-        if isinstance(record.msg, Mapping) and not record.args:
-            record.msg = _value("", cast("object", record.msg))  # structlog's formatter wants it as it is
+        message = cast("object", record.msg)
+        if isinstance(message, Mapping) and not record.args:
+            record.msg = _value("", cast("object", message))  # structlog's formatter wants it as it is
         else:
             record.msg, record.args = self._message(record), None
         if record.exc_info and record.exc_info[1] is not None:
@@ -199,4 +200,5 @@ def _value(name: str, value: object) -> object:
         items = cast("Sequence[object]", value)
         if any(isinstance(item, Mapping | list | tuple) for item in items):
             return [_value("", item) for item in items]
+        return redact(items)
     return redact(value)
