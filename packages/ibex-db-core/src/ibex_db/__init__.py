@@ -49,6 +49,7 @@ from ibex_db_core import (
     Revision as Revision,
     RuleViolationError as RuleViolationError,
     ScopedSession as ScopedSession,
+    SchemaChangedError as SchemaChangedError,
     SerializationError as SerializationError,
     SignatureError as SignatureError,
     SignatureLateError as SignatureLateError,

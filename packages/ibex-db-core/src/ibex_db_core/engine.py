@@ -180,7 +180,7 @@ def create_engine(
 # SQLAlchemy's own COMMIT and ROLLBACK do not pass as statements; its savepoints do.
 _TRANSACTION_CONTROL = re.compile(
     r"(?:\s|--[^\n]*(?:\n|$)|/\*.*?\*/|;)*"
-    r"(?:COMMIT|END|ABORT|BEGIN|START\s+TRANSACTION|PREPARE\s+TRANSACTION|ROLLBACK(?!\s+(?:WORK\s+|TRANSACTION\s+)?TO\b))\b",
+    r"(?P<verb>COMMIT|END|ABORT|BEGIN|START\s+TRANSACTION|PREPARE\s+TRANSACTION|ROLLBACK(?!\s+(?:WORK\s+|TRANSACTION\s+)?TO\b))\b",
     re.IGNORECASE | re.DOTALL,
 )
 
@@ -198,8 +198,8 @@ def _refuse_transaction_control(
     The tenant would be gone with it, so that every query finds nothing and says nothing; and a ROLLBACK would be
     reported as a success.
     """
-    if _TRANSACTION_CONTROL.match(statement):
-        verb = statement.split(maxsplit=1)[0].upper()
+    if found := _TRANSACTION_CONTROL.match(statement):
+        verb = " ".join(found["verb"].upper().split())
         raise TenantError(
             f"{verb} as a statement ends the transaction behind the session's back, and the tenant with it: "
             "use session.commit(), session.rollback() or session.begin_nested()"
