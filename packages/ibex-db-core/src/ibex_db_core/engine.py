@@ -164,7 +164,8 @@ def create_engine(
         max_overflow=settings.max_overflow,
         pool_timeout=settings.pool_timeout,
         pool_recycle=settings.pool_recycle,
-        # What a statement was given is rows: contents, vectors, hashes of tokens.  It stays out of errors and of echo.
+        # What a statement was given is rows: contents, vectors, hashes of tokens.  It stays out of errors and of echo;
+        # what is read does not: the logger sqlalchemy.engine, at DEBUG, writes whole rows.
         hide_parameters=True,
     )
     setattr(engine.dialect, BINARY_VECTORS, True)

@@ -113,6 +113,7 @@ _MISSED_TYPE = "cache lookup failed for type"
 
 # SQLAlchemy's code for a connection that broke in a transaction, apart from a flush that failed.
 _NO_CONNECTION = "8s2b"
+_AT_ONCE = "isce"
 _OVER = "Can't operate on closed transaction"
 
 _SHOWN = 120
@@ -196,15 +197,15 @@ def _from_state_of_session(exc: InvalidRequestError) -> IbexError | None:
     if isinstance(exc, PendingRollbackError):
         if exc.code == _NO_CONNECTION:
             return ConnectionLostError(
-                "the connection of this transaction broke earlier, and that error was caught; what was not committed "
-                "is gone: leave this db.tenant() or db.platform() block and do the work in another one, as db.run() does"
+                "the connection of this transaction broke earlier, and that error was caught; what was not committed is "
+                "gone: leave this db.tenant() or db.platform() block and do the work in another one, as db.run() does"
             )
         return DatabaseError(
             "this transaction failed earlier, and that error was caught; it has been rolled back and can do no more: "
             "leave this db.tenant() or db.platform() block and open another one, or wrap what may fail in "
             "session.begin_nested()"
         )
-    if isinstance(exc, (ResourceClosedError, IllegalStateChangeError)) or _OVER in str(exc):
+    if isinstance(exc, (ResourceClosedError, IllegalStateChangeError)) or exc.code == _AT_ONCE or _OVER in str(exc):
         return DatabaseError(
             f"this session cannot be used as it is ({str(exc).splitlines()[0]}): its transaction has ended, or another "
             "task is using it; open a db.tenant() or db.platform() block for each transaction and for each task"
