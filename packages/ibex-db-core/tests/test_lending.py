@@ -369,11 +369,14 @@ async def test_whoever_listens_to_the_session_within_a_block_is_told_of_what_is_
     ident = await add_bot(acme)
     told: list[object] = []
 
+    def tell(_session: object, loaded: object) -> None:
+        told.append(loaded)
+
     async with warm.tenant(acme) as session:
         bots = Bots(session)
         await bots.rows("SELECT 1")
         assert half(session).lease is not None
-        event.listen(session.sync_session, "loaded_as_persistent", lambda _session, loaded: told.append(loaded))
+        event.listen(session.sync_session, "loaded_as_persistent", tell)
         bot = await bots.get(ident)
 
     assert told == [bot]

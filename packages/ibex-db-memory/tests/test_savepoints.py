@@ -97,10 +97,9 @@ async def test_a_memory_that_was_kept_in_it_is_no_longer_of_the_session(
     async with warm.tenant(org_id) as session:
         memories = MemoryRepository(session)
         await memories.count()
-        with pytest.raises(UndoError):
-            async with session.begin_nested():
-                kept = await memories.remember(agent_id=agent_id, content="Has a cat.", category="factual")
-                raise UndoError
+        savepoint = await session.begin_nested()
+        kept = await memories.remember(agent_id=agent_id, content="Has a cat.", category="factual")
+        await savepoint.rollback()
 
         assert inspect(kept.memory).transient  # as what add() was given
         assert kept.memory.content == "Has a cat."
@@ -113,12 +112,11 @@ async def test_a_run_and_its_checkpoint_that_began_in_it_are_not_either(
     session: ScopedSession, sessions: SessionRepository, agent_id: UUID
 ) -> None:
     run = await sessions.start(agent_id=agent_id)
-    with pytest.raises(UndoError):
-        async with session.begin_nested():
-            other = await sessions.get_or_start("thread-1", agent_id=agent_id)
-            checkpoint = await sessions.checkpoint(run.id, {"step": 1})
-            await sessions.complete(run.id)
-            raise UndoError
+    savepoint = await session.begin_nested()
+    other = await sessions.get_or_start("thread-1", agent_id=agent_id)
+    checkpoint = await sessions.checkpoint(run.id, {"step": 1})
+    await sessions.complete(run.id)
+    await savepoint.rollback()
 
     assert inspect(other).transient
     assert inspect(checkpoint).transient

@@ -47,9 +47,9 @@ def note_written(session: AsyncSession, keys: Iterable[Key], *, made: bool = Fal
 def note_rows(session: AsyncSession, rows: Iterable[Iterable[object]], *, made: bool = False) -> None:
     """Do the same for every entity in a result's rows."""
     if inside(session):
-        states = (cast("object", inspect(value, raiseerr=False)) for row in rows for value in row)
-        keys = [state.key for state in states if isinstance(state, InstanceState) and state.key is not None]
-        note_written(session, keys, made=made)
+        found = (inspect(value, raiseerr=False) for row in rows for value in row)
+        states = [cast("InstanceState[Any]", state) for state in found if isinstance(state, InstanceState)]
+        note_written(session, [cast("Key", state.key) for state in states if state.key is not None], made=made)
 
 
 class _Written:
@@ -89,4 +89,7 @@ class _Written:
             if made:
                 make_transient(found)
             else:
-                session.expire(found)
+                # All but the identity, which no verb writes: whoever holds the object can ask for it by its id.
+                state = cast("InstanceState[Any]", inspect(found))
+                identity = {state.mapper.get_property_by_column(column).key for column in state.mapper.primary_key}
+                session.expire(found, list((state.dict.keys() & state.mapper.attrs.keys()) - identity))

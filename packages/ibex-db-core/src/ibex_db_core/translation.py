@@ -197,8 +197,8 @@ def _from_state_of_session(exc: InvalidRequestError) -> IbexError | None:
     if isinstance(exc, PendingRollbackError):
         if exc.code == _NO_CONNECTION:
             return ConnectionLostError(
-                "the connection of this transaction broke earlier, and that error was caught; what was not committed is "
-                "gone: leave this db.tenant() or db.platform() block and do the work in another one, as db.run() does"
+                "the connection of this transaction broke earlier, and that error was caught; what was not committed "
+                "is gone: leave this db.tenant() or db.platform() block and do the work in another, as db.run() does"
             )
         return DatabaseError(
             "this transaction failed earlier, and that error was caught; it has been rolled back and can do no more: "
