@@ -151,7 +151,8 @@ def _told(exc: BaseException, met: set[int], *, of_value: bool = False) -> Itera
         yield "Traceback (most recent call last):\n"
         yield from traceback.format_tb(exc.__traceback__)
     kind = type(exc)
-    yield f"{kind.__module__}.{kind.__qualname__}: {_REMOVED if of_value and not isinstance(exc, IbexError) else _error(exc)}\n"
+    said = _REMOVED if of_value and not isinstance(exc, IbexError) else _error(exc)
+    yield f"{kind.__module__}.{kind.__qualname__}: {said}\n"
     for note in cast("Sequence[object]", getattr(exc, "__notes__", ())):
         yield f"{redact(note)}\n"
     if isinstance(exc, BaseExceptionGroup):
