@@ -13,13 +13,13 @@ from sqlalchemy import Connection, event
 from sqlalchemy.engine.interfaces import DBAPIConnection, ExceptionContext
 from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
-from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
+from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection, PoolResetState
 
+from ibex_db_core.connection import FoldedConnection
 from ibex_db_core.errors import SignatureLateError, TenantError
-from ibex_db_core.lending import LendingPool
+from ibex_db_core.lending import LendingPool, in_use, unfit
 from ibex_db_core.signing import Signer, SigningKey
 from ibex_db_core.telemetry.tags import QueryTags, tagging
-from ibex_db_core.tenant import FoldedConnection
 from ibex_db_core.translation import translate
 from ibex_db_core.types import BINARY_VECTORS
 from ibex_db_core.url import Address
@@ -170,7 +170,8 @@ def create_engine(
     )
     setattr(engine.dialect, BINARY_VECTORS, True)
     event.listen(engine.sync_engine, "connect", _register_vector)
-    event.listen(engine.sync_engine, "checkout", _refuse_broken)
+    event.listen(engine.sync_engine, "checkout", _refuse_unfit)
+    event.listen(engine.sync_engine, "reset", _end_where_in_use)
     event.listen(engine.sync_engine, "before_cursor_execute", _refuse_transaction_control)
     if settings.query_tags is not None:  # after the guard, which looks at the statement as it was given
         event.listen(engine.sync_engine, "before_cursor_execute", tagging(settings.query_tags), retval=True)
@@ -237,15 +238,20 @@ async def _set_vector_codec(connection: asyncpg.Connection) -> None:
     )
 
 
-def _refuse_broken(connection: DBAPIConnection, _entry: ConnectionPoolEntry, _proxy: PoolProxiedConnection) -> None:
-    """Have the pool replace a connection that the server has closed, or that someone left in a transaction.
-
-    asyncpg knows both without asking, so this costs no round trip, as a ping would.
-    """
-    driver = cast("FoldedConnection", getattr(connection, "driver_connection"))  # noqa: B009
-    driver.disarm()
-    if driver.is_closed() or driver.is_in_transaction():
+def _refuse_unfit(connection: DBAPIConnection, _entry: ConnectionPoolEntry, _proxy: PoolProxiedConnection) -> None:
+    """Have the pool replace a connection that must not serve the next one."""
+    cast("FoldedConnection", getattr(connection, "driver_connection")).disarm()  # noqa: B009
+    if unfit(connection):
         raise DisconnectionError
+
+
+def _end_where_in_use(connection: DBAPIConnection, _entry: ConnectionPoolEntry, _reset: PoolResetState) -> None:
+    """End a connection that comes back while a task that outlived its block still uses it.
+
+    In the pool it would be the next tenant's, and its transaction that task's.
+    """
+    if in_use(connection):
+        cast("FoldedConnection", getattr(connection, "driver_connection")).terminate()  # noqa: B009
 
 
 def _translate(context: ExceptionContext) -> None:

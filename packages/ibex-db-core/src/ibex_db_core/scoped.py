@@ -26,6 +26,7 @@ from ibex_db_core.base import Base
 from ibex_db_core.errors import InvalidInputError, NotFoundError, TenantMismatchError, TenantMissingError
 from ibex_db_core.pages import Order
 from ibex_db_core.savepoints import inside, note_rows
+from ibex_db_core.sharding import LOOK, is_sharded, note_sharded
 from ibex_db_core.tenant import SCOPED, Guard, ScopedSession, SyncScopedSession, is_dirty, watch_of
 from ibex_db_core.translation import name_of, translate, translated
 
@@ -156,6 +157,15 @@ class Scoped(Generic[T]):
         """Have the tenant set, on a session that is not ours; ours carry it in BEGIN."""
         if self._guard is not None:
             await self._guard.ensure()
+
+    async def _is_sharded(self) -> bool:
+        """Tell whether statements go through Citus, where some differ; asks once for an engine, if nobody has yet."""
+        await self._ready()
+        bind = self._session.get_bind()
+        if (known := is_sharded(bind)) is None:
+            known = bool((await self._execute(LOOK)).scalar_one())
+            note_sharded(bind, sharded=known)
+        return known
 
     async def _execute(
         self, statement: Executable, parameters: Any = None, **options: object

@@ -145,7 +145,7 @@ class Moving(Spaces):
             include_erased=include_erased,
             on_item=on_item,
             space=await self._space_now(hold=True),
-            sharded=self._sharded,
+            sharded=await self._is_sharded(),
         )
 
     async def _places(

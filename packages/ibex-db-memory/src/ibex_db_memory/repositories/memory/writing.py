@@ -283,7 +283,8 @@ class Writing(Finding):
         space = await self._space_of([draft])
         values = {"org_id": self._tenant, **draft.values}
         insert, tagged = statements.INSERT_ONE, values
-        if self._sharded:
+        is_sharded = await self._is_sharded()
+        if is_sharded:
             tagged = values if space.id is None else {**values, "embedding": None}
         elif space.id is not None:
             insert, tagged = statements.INSERT_BESIDE, {**values, "tags": list(draft.tags), **space.parameters}
@@ -291,7 +292,7 @@ class Writing(Finding):
             insert, tagged = statements.INSERT_TAGGED, {**values, "tags": list(draft.tags)}
         for _ in range(_TRIES):
             if rows := await self._inserted(insert, tagged):
-                if self._sharded:
+                if is_sharded:
                     await sharded.insert_beside(self._insert, [draft], self._tenant, space)
                 note_rows(self._session, rows, made=True)
                 self._count_anew(1)
@@ -368,7 +369,7 @@ class Writing(Finding):
 
     async def _kept(self, statement: Executable, rows: Sequence[CheckedDraft], space: Space) -> Sequence[Sequence[Any]]:
         """Run a batch's statement, or its steps where statements go through Citus; see statements.REMEMBER_MANY."""
-        if self._sharded:
+        if await self._is_sharded():
             return await sharded.remember_many(self._insert, rows, self._tenant, space)
         parameters = {**statements.columns_of(rows, self._tenant, self._binary), **space.parameters}
         return (await self._insert(statement, parameters)).all()
