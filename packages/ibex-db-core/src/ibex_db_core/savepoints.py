@@ -48,7 +48,9 @@ def note_rows(session: AsyncSession, rows: Iterable[Iterable[object]], *, made: 
     """Do the same for every entity in a result's rows."""
     if inside(session):
         found = (inspect(value, raiseerr=False) for row in rows for value in row)
-        states = [cast("InstanceState[Any]", state) for state in found if isinstance(state, InstanceState)]
+        states = [
+            cast("InstanceState[Any]", cast("object", state)) for state in found if isinstance(state, InstanceState)
+        ]
         note_written(session, [cast("Key", state.key) for state in states if state.key is not None], made=made)
 
 

@@ -159,7 +159,7 @@ class SessionRepository(Checkpoints):
         elements, predicate = self._unique_key("sessions_external_id_key")
         statement = insert(self._table).values(values)
         statement = statement.on_conflict_do_nothing(index_elements=elements, index_where=predicate)
-        statement, made = statement.returning(self._table.c["id"]), False
+        inserting, made = statement.returning(self._table.c["id"]), False
         same = (Session.agent_id == agent_id, Session.external_id == external_id)
         while True:
             # Most calls find it.  Where it is missing, whoever inserts first wins, and the others find it next time.
@@ -167,7 +167,7 @@ class SessionRepository(Checkpoints):
             if found is not None:
                 note_rows(self._session, [[found]] if made else [], made=True)
                 return cast("Session", found)
-            made = (await self._execute(statement)).scalar_one_or_none() is not None
+            made = (await self._execute(inserting)).scalar_one_or_none() is not None
 
     async def activate(self, session_id: UUID) -> Session:
         """Say that an initializing or resuming run is up; it is ACTIVE.
