@@ -75,7 +75,7 @@ class Erasing(BaseRepository[T]):
         }
         await self._flush()
         # A savepoint: whoever catches an error and goes on finds nothing half erased.
-        async with self._session.begin_nested():
+        async with self._savepoint():
             org_id = self._org_id or await self._organization_of(ident)
             # Before anything is looked at: an import that goes on beside may just be bringing the row in.
             await self._execute(_LOCK, {"number": lock_number(org_id)})

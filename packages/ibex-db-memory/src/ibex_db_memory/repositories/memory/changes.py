@@ -120,7 +120,7 @@ class Changes(SteppedRepository[Memory]):
             "operation": "" if operation is None else operation.value,
         }
         await self._ready()
-        async with self._session.begin_nested():
+        async with self._savepoint():
             before = await self._tell(told)
             yield
             await self._flush()

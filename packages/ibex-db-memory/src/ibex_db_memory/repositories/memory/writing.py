@@ -25,6 +25,7 @@ from ibex_db_core.errors import (
     RuleViolationError,
     SerializationError,
 )
+from ibex_db_core.savepoints import note_rows
 from ibex_db_core.types import JsonObject, VectorLike
 from ibex_db_memory.content import content_hash
 from ibex_db_memory.drafts import CheckedDraft, MemoryDraft, check_draft, check_embedding
@@ -230,7 +231,7 @@ class Writing(Finding):
         batch: Sequence[CheckedDraft] = ()
         try:
             # A savepoint: whoever catches the error and goes on finds nothing half written.
-            async with self._session.begin_nested(), aclosing(_batches(drafts, batch_size)) as batches:
+            async with self._savepoint(), aclosing(_batches(drafts, batch_size)) as batches:
                 async for batch in batches:
                     outcomes.extend(await self._remember_batch(batch, len(outcomes)))
                     if progress is not None:
@@ -293,6 +294,7 @@ class Writing(Finding):
             if rows := await self._inserted(insert, tagged):
                 if is_sharded:
                     await sharded.insert_beside(self._insert, [draft], self._tenant, space)
+                note_rows(self._session, rows, made=True)
                 self._count_anew(1)
                 return cast("Memory", rows[0][0]), True
             twin = (await self._execute(statements.TWIN_OF_ONE, values, populate_existing=True)).one_or_none()
