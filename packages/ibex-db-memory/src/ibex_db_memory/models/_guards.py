@@ -135,7 +135,8 @@ BEGIN
         SELECT word.number, word.tf, m.id, m.length
         FROM (
             SELECT number, times::float8 AS tf,
-                ARRAY[substring(sha256(uuid_send(org) || convert_to(times::text || lexeme, 'UTF8')) FROM 1 FOR 12)] AS key
+                ARRAY[substring(sha256(uuid_send(org) || convert_to(times::text || lexeme, 'UTF8')) FROM 1 FOR 12)]
+                    AS key
             FROM unnest(asked) WITH ORDINALITY AS asked (lexeme, number), generate_series(1, 4) AS times
             OFFSET 0
         ) word
