@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import func, insert, make_url, select, text, update as sql_update
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.orm import selectinload
-from toys import Bot, BotRepository, Note, NoteRepository
+from toys import AddBot, Bot, BotRepository, Note, NoteRepository
 from wire import Wire
 
 from ibex_db_core import (
@@ -230,15 +230,37 @@ async def test_many_tenants_at_once_over_few_connections_see_their_own_rows_only
 # -- AUTOCOMMIT
 
 
-async def test_rule_6_autocommit_is_refused_on_our_session_before_sql(wired: Database, wire: Wire, acme: UUID) -> None:
-    async with wired.session_factory(acme) as session:
-        await session.connection(execution_options={"isolation_level": "AUTOCOMMIT"})
-        with pytest.raises(TenantError, match="AUTOCOMMIT"):
-            await BotRepository(session).count()
+@pytest.mark.parametrize("prepared", [False, True], ids=["cold", "prepared before"])
+async def test_rule_6_autocommit_is_refused_on_our_session_before_sql(
+    wired: Database, wire: Wire, acme: UUID, *, prepared: bool
+) -> None:
+    if prepared:  # by a tenant: what is prepared is not prepared again, so asks nobody
+        async with wired.tenant(acme) as before:
+            await BotRepository(before).count()
+    sent = sum("bots" in statement for statement in wire.statements)
 
-    assert not any("bots" in statement for statement in wire.statements)
+    async with wired.session_factory(acme) as session:
+        with pytest.raises(TenantError, match="AUTOCOMMIT"):
+            await session.connection(execution_options={"isolation_level": "AUTOCOMMIT"})
+
+    assert sum("bots" in statement for statement in wire.statements) == sent
     async with wired.tenant(acme) as after:
         assert await BotRepository(after).count() == 0  # the connection is fit for use
+
+
+async def test_rule_6_autocommit_that_somebody_left_on_a_connection_reaches_nobody(
+    single: Database, acme: UUID, add_bot: AddBot
+) -> None:
+    await add_bot(acme)
+    async with single.tenant(acme) as session:
+        assert await BotRepository(session).count() == 1  # prepared on the one connection
+    async with single.engine.connect() as connection:
+        raw = await connection.get_raw_connection()
+        assert raw.dbapi_connection is not None
+        setattr(raw.dbapi_connection, "isolation_level", "autocommit")  # noqa: B010 - pyright knows no such attribute
+
+    async with single.tenant(acme) as session:
+        assert await BotRepository(session).count() == 1  # and not none at all, as without the tenant
 
 
 async def test_rule_6_autocommit_is_refused_on_a_plain_session_before_a_query(

@@ -144,5 +144,5 @@ def test_the_error_is_bad_input_with_facts_and_survives_pickling() -> None:
 
     assert isinstance(told, InvalidInputError)
     assert isinstance(told, IbexError)
-    assert str(again) == str(told) == "m.jsonl, line 4: content must be a string; got 7"
+    assert str(again) == str(told) == "m.jsonl, line 4: content must be a string; got int"
     assert (again.file, again.line, again.field, again.rule) == ("m.jsonl", 4, "content", "must be a string")

@@ -18,6 +18,7 @@ from sqlalchemy.orm import Mapper
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.util.concurrency import greenlet_spawn
 
+from ibex_db_core.connection import FoldedConnection
 from ibex_db_core.lending import plain, raise_as_sqlalchemy, watched
 from ibex_db_core.loading import EntityLoader, Processor, loadable, processor
 from ibex_db_core.tenant import ScopedSession, SyncScopedSession
@@ -157,6 +158,8 @@ async def fetch(
         async with adapted._execute_mutex:
             if adapted._transaction is None:
                 await adapted._start_transaction()
+            if adapted.driver_connection.armed:
+                raise FoldedConnection.outside_a_transaction()
             prepared, attributes = await adapted._prepare(direct.sql, dialect._invalidate_schema_cache_asof)
             records = await prepared.fetch(*arguments)
     except BaseException as exc:

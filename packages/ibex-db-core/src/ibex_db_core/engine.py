@@ -13,13 +13,13 @@ from sqlalchemy import Connection, event
 from sqlalchemy.engine.interfaces import DBAPIConnection, ExceptionContext
 from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
-from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
+from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection, PoolResetState
 
+from ibex_db_core.connection import FoldedConnection
 from ibex_db_core.errors import SignatureLateError, TenantError
-from ibex_db_core.lending import LendingPool
+from ibex_db_core.lending import LendingPool, in_use, unfit
 from ibex_db_core.signing import Signer, SigningKey
 from ibex_db_core.telemetry.tags import QueryTags, tagging
-from ibex_db_core.tenant import FoldedConnection
 from ibex_db_core.translation import translate
 from ibex_db_core.types import BINARY_VECTORS
 from ibex_db_core.url import Address
@@ -164,12 +164,14 @@ def create_engine(
         max_overflow=settings.max_overflow,
         pool_timeout=settings.pool_timeout,
         pool_recycle=settings.pool_recycle,
-        # What a statement was given is rows: contents, vectors, hashes of tokens.  It stays out of errors and of echo.
+        # What a statement was given is rows: contents, vectors, hashes of tokens.  It stays out of errors and of echo;
+        # what is read does not: the logger sqlalchemy.engine, at DEBUG, writes whole rows.
         hide_parameters=True,
     )
     setattr(engine.dialect, BINARY_VECTORS, True)
     event.listen(engine.sync_engine, "connect", _register_vector)
-    event.listen(engine.sync_engine, "checkout", _refuse_broken)
+    event.listen(engine.sync_engine, "checkout", _refuse_unfit)
+    event.listen(engine.sync_engine, "reset", _end_where_in_use)
     event.listen(engine.sync_engine, "before_cursor_execute", _refuse_transaction_control)
     if settings.query_tags is not None:  # after the guard, which looks at the statement as it was given
         event.listen(engine.sync_engine, "before_cursor_execute", tagging(settings.query_tags), retval=True)
@@ -180,7 +182,7 @@ def create_engine(
 # SQLAlchemy's own COMMIT and ROLLBACK do not pass as statements; its savepoints do.
 _TRANSACTION_CONTROL = re.compile(
     r"(?:\s|--[^\n]*(?:\n|$)|/\*.*?\*/|;)*"
-    r"(?:COMMIT|END|ABORT|BEGIN|START\s+TRANSACTION|PREPARE\s+TRANSACTION|ROLLBACK(?!\s+(?:WORK\s+|TRANSACTION\s+)?TO\b))\b",
+    r"(?P<verb>COMMIT|END|ABORT|BEGIN|START\s+TRANSACTION|PREPARE\s+TRANSACTION|ROLLBACK(?!\s+(?:WORK\s+|TRANSACTION\s+)?TO\b))\b",
     re.IGNORECASE | re.DOTALL,
 )
 
@@ -198,8 +200,8 @@ def _refuse_transaction_control(
     The tenant would be gone with it, so that every query finds nothing and says nothing; and a ROLLBACK would be
     reported as a success.
     """
-    if _TRANSACTION_CONTROL.match(statement):
-        verb = statement.split(maxsplit=1)[0].upper()
+    if found := _TRANSACTION_CONTROL.match(statement):
+        verb = " ".join(found["verb"].upper().split())
         raise TenantError(
             f"{verb} as a statement ends the transaction behind the session's back, and the tenant with it: "
             "use session.commit(), session.rollback() or session.begin_nested()"
@@ -236,15 +238,20 @@ async def _set_vector_codec(connection: asyncpg.Connection) -> None:
     )
 
 
-def _refuse_broken(connection: DBAPIConnection, _entry: ConnectionPoolEntry, _proxy: PoolProxiedConnection) -> None:
-    """Have the pool replace a connection that the server has closed, or that someone left in a transaction.
-
-    asyncpg knows both without asking, so this costs no round trip, as a ping would.
-    """
-    driver = cast("FoldedConnection", getattr(connection, "driver_connection"))  # noqa: B009
-    driver.disarm()
-    if driver.is_closed() or driver.is_in_transaction():
+def _refuse_unfit(connection: DBAPIConnection, _entry: ConnectionPoolEntry, _proxy: PoolProxiedConnection) -> None:
+    """Have the pool replace a connection that must not serve the next one."""
+    cast("FoldedConnection", getattr(connection, "driver_connection")).disarm()  # noqa: B009
+    if unfit(connection):
         raise DisconnectionError
+
+
+def _end_where_in_use(connection: DBAPIConnection, _entry: ConnectionPoolEntry, _reset: PoolResetState) -> None:
+    """End a connection that comes back while a task that outlived its block still uses it.
+
+    In the pool it would be the next tenant's, and its transaction that task's.
+    """
+    if in_use(connection):
+        cast("FoldedConnection", getattr(connection, "driver_connection")).terminate()  # noqa: B009
 
 
 def _translate(context: ExceptionContext) -> None:

@@ -24,9 +24,21 @@ from sqlalchemy.orm.state import InstanceState
 from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry, PoolProxiedConnection
 from sqlalchemy.util.concurrency import greenlet_spawn
 
-from ibex_db_core.tenant import FoldedConnection, ScopedSession, SyncScopedSession
+from ibex_db_core.connection import FoldedConnection
+from ibex_db_core.tenant import ScopedSession, SyncScopedSession
 
-__all__ = ["LendingPool", "commit", "lend", "plain", "raise_as_sqlalchemy", "watched"]
+__all__ = [
+    "LendingPool",
+    "commit",
+    "hang_up",
+    "in_use",
+    "lend",
+    "plain",
+    "raise_as_sqlalchemy",
+    "under_way",
+    "unfit",
+    "watched",
+]
 
 
 # A SQLAlchemy whose inside is another than we know is left to do everything itself.
@@ -88,8 +100,43 @@ class LendingPool(AsyncAdaptedQueuePool):
             or (self._recycle > -1 and time.time() - inside.starttime > self._recycle)
         ):
             return True
-        driver = cast("FoldedConnection", record.driver_connection)
-        return driver.is_closed() or driver.is_in_transaction()
+        return unfit(record.dbapi_connection)
+
+
+def in_use(adapted: Any) -> bool:
+    """Tell whether a statement is under way, or waits for its turn, on a connection as SQLAlchemy holds it.
+
+    A task that outlives its block goes on using the block's connection.  Given to
+    the next tenant, the two would share a transaction, and so the rows.
+
+    Args:
+        adapted: SQLAlchemy's AsyncAdapt_asyncpg_connection around ours; what it waits by has no public name.
+    """
+    turn = adapted._execute_mutex
+    waiting = getattr(turn, "_waiters", None) or ()
+    return bool(turn.locked() or waiting or adapted.driver_connection.commanded)
+
+
+def unfit(adapted: object) -> bool:
+    """Tell whether a pooled connection must not serve anybody: closed, or left in a transaction, in use, in autocommit.
+
+    All of it is known without asking the server, so this costs no round trip, as a ping would.
+    """
+    its = cast("Any", adapted)
+    driver = cast("FoldedConnection", its.driver_connection)
+    return driver.is_closed() or driver.transacting or its._transaction is not None or its.autocommit or in_use(its)
+
+
+def hang_up(sync: SyncScopedSession) -> None:
+    """End a connection on which another task's statement is under way, for it can be told nothing else."""
+    if under_way(sync):
+        cast("FoldedConnection", cast("PoolProxiedConnection", sync.held).driver_connection).terminate()
+
+
+def under_way(sync: SyncScopedSession) -> bool:
+    """Tell whether a statement of this session is under way in another task."""
+    adapted = sync.held.dbapi_connection if sync.held is not None else None
+    return adapted is not None and in_use(adapted)
 
 
 def watched(sync: SyncScopedSession) -> bool:
@@ -98,13 +145,14 @@ def watched(sync: SyncScopedSession) -> bool:
     Where one listener is counted, it is ours: one refuses a caller's COMMIT, one adds the filter that direct
     statements have.  Asked for each statement, for a listener may come at any time.
     """
-    its = cast("Any", cast("Engine", sync.bind).dispatch)
+    its, own = cast("Any", cast("Engine", sync.bind).dispatch), cast("Any", sync.dispatch)
     return bool(
         len(its.before_cursor_execute) != 1
         or its.after_cursor_execute
         or its.before_execute
         or its.after_execute
-        or len(cast("Any", sync.dispatch).do_orm_execute) != 1
+        or len(own.do_orm_execute) != 1
+        or own.loaded_as_persistent
     )
 
 
@@ -148,7 +196,7 @@ def lend(session: ScopedSession) -> bool:
     if lease is None:
         return False
     cast("FoldedConnection", lease.driver_connection).arm(sync.settings, sync.org_id)
-    sync.lease = lease
+    sync.lease = sync.held = lease
     return True
 
 

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeGuard, TypeVar, cast
 from uuid import UUID
 
-import asyncpg
 from sqlalchemy import Connection, Engine, event, inspect, text
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapper, ORMExecuteState, Session, SessionTransaction, with_loader_criteria
@@ -17,10 +16,11 @@ from sqlalchemy.pool import PoolProxiedConnection
 
 from ibex_db_core import validation
 from ibex_db_core.base import OrgScoped
-from ibex_db_core.errors import DatabaseError, InvalidInputError, TenantError, TenantMismatchError, TenantMissingError
+from ibex_db_core.connection import FoldedConnection
+from ibex_db_core.errors import InvalidInputError, TenantError, TenantMismatchError, TenantMissingError
 from ibex_db_core.policies import SIGNATURE_SETTING, TENANT_SETTING
-from ibex_db_core.sharding import SHARDED
-from ibex_db_core.signing import ASK, Signer, key_of_environment, set_signature
+from ibex_db_core.sharding import is_sharded, note_sharded
+from ibex_db_core.signing import ASK, key_of_environment
 
 if TYPE_CHECKING:
     from ibex_db_core.telemetry.watch import Watch
@@ -46,87 +46,7 @@ def set_tenant(org_id: UUID) -> str:
     return f"SET LOCAL {TENANT_SETTING} = '{UUID(bytes=org_id.bytes)}'"
 
 
-# What raw SQL of a transaction before may have left on a pooled connection, all of which outlives COMMIT: held cursors,
-# temporary tables (and types and functions, which are looked up first), a session's role.  The first two go in a
-# transaction of their own in front, for they would take the snapshot of ours, before anybody can SET TRANSACTION.
-_NO_LEFTOVERS = "BEGIN; CLOSE ALL; DISCARD TEMP; COMMIT;"
 OWN_ROLE = "SET LOCAL ROLE NONE"
-
-
-class FoldedConnection(asyncpg.Connection):
-    """An asyncpg connection that sends the tenant within BEGIN, in one round trip.
-
-    A session arms it when its transaction begins in SQLAlchemy's eyes; the
-    driver sends BEGIN with the first statement, and the settings go with it.
-    """
-
-    signer: Signer | None = None
-    began: int = 0
-    """When the last transaction was begun, in epoch seconds by the server's clock; kept where there is a signer."""
-
-    _armed: str | None = None
-    _signs: UUID | None = None
-
-    def arm(self, settings: str, org_id: UUID | None = None) -> None:
-        """Have the next BEGIN carry these SET LOCAL statements, and the signature of a tenant."""
-        self._armed, self._signs = settings, org_id
-
-    def disarm(self) -> None:
-        """Forget settings that no BEGIN has carried."""
-        self._armed = self._signs = None
-
-    async def execute(self, query: str, *args: object, timeout: float | None = None) -> str:
-        """Run a command; the first BEGIN after arm() carries the settings.
-
-        Raises:
-            DatabaseError: a COMMIT that the server took for a ROLLBACK, which it says in the command's tag only.
-        """
-        if self.signer is not None and query.startswith("BEGIN"):
-            self.began = self.signer.now()
-        if self._armed is None:
-            status = await super().execute(query, *args, timeout=timeout)
-            if query == "COMMIT;" and status == "ROLLBACK":
-                raise DatabaseError(
-                    "nothing was committed: a statement of this transaction had failed and its error was caught, so "
-                    "the server answered COMMIT with ROLLBACK; wrap what may fail in session.begin_nested()",
-                    sqlstate="25P02",
-                )
-            return status
-        if args or not query.startswith("BEGIN"):
-            raise self._outside_a_transaction()
-        settings, org_id = self._armed, self._signs
-        self.disarm()
-        try:
-            if self.signer is None or org_id is None:
-                return await super().execute(f"{_NO_LEFTOVERS} {query} {settings}", timeout=timeout)
-            if self.signer.asks:
-                await super().execute(f"{_NO_LEFTOVERS} {query} {settings}", timeout=timeout)
-                ((database, moment, pid),) = await self.fetch(ASK, timeout=timeout)
-                signature = self.signer.key.sign(org_id, database, moment, pid)
-                return await super().execute(set_signature(signature), timeout=timeout)
-            signature = self.signer.sign(org_id, self.began, self.get_server_pid())
-            begin = f"{_NO_LEFTOVERS} {query} {set_signature(signature)}; {settings}"
-            return await super().execute(begin, timeout=timeout)
-        except Exception:
-            # BEGIN may have worked and a setting failed.  SQLAlchemy takes the
-            # transaction for never begun, so nobody else would end it; asyncpg
-            # takes it for begun, and would make a savepoint of the next BEGIN.
-            if not self.is_closed() and self.is_in_transaction():
-                await super().execute("ROLLBACK")
-                self._top_xact = None
-            raise
-
-    async def prepare(self, query: str, **options: Any) -> Any:
-        """Prepare a statement; refused while the tenant has not been sent."""
-        if self._armed is not None:
-            raise self._outside_a_transaction()
-        return await super().prepare(query, **options)
-
-    def _outside_a_transaction(self) -> TenantError:
-        return TenantError(
-            "this session runs outside a transaction (isolation_level AUTOCOMMIT?): the tenant is a "
-            "transaction-local setting and would vanish, so every query would silently find nothing"
-        )
 
 
 class SyncScopedSession(Session):
@@ -142,6 +62,9 @@ class SyncScopedSession(Session):
 
     took: PoolProxiedConnection | None = None
     """What SQLAlchemy's transaction is taking over at this moment."""
+
+    held: PoolProxiedConnection | None = None
+    """What the last transaction ran on; empty once it is back in the pool."""
 
     when_over: tuple[Callable[[], None], ...] = ()
     """What to call once when the transaction under way is over, however it ended."""
@@ -308,6 +231,9 @@ def _arm(session: SyncScopedSession, transaction: SessionTransaction, connection
     # Not isinstance(): asyncpg's metaclass takes every connection for an instance of every connection class.
     if not issubclass(type(driver), FoldedConnection):
         raise TenantError("a ScopedSession works on the engine of its Database only: use db.tenant(org_id)")
+    session.held = connection.connection
+    if cast("Any", connection.connection.dbapi_connection).autocommit:
+        raise FoldedConnection.outside_a_transaction()
     _claim(connection, session.org_id)
     cast("FoldedConnection", driver).arm(session.settings, session.org_id)
 
@@ -459,10 +385,11 @@ class Guard:
         statement = _SET if signature is None else _SET_SIGNED
         parameters = {"org": str(self.org_id), "signature": signature}
         found, sharded = cast("tuple[str, bool]", tuple(connection.execute(statement, parameters).one())[:2])
+        if is_sharded(connection) is None:
+            note_sharded(connection, sharded=sharded)
         if sharded and found == str(self.org_id):
             connection.execute(text("SET LOCAL citus.propagate_set_commands = 'local'"))
             connection.execute(text(set_tenant(self.org_id)))
-            setattr(connection.dialect, SHARDED, True)
         if found != str(self.org_id):
             raise TenantMismatchError(validation.uuid(TENANT_SETTING, found), self.org_id, "transaction")
         if connection.dialect.detect_autocommit_setting(connection.connection.dbapi_connection):  # type: ignore[arg-type]

@@ -1,11 +1,13 @@
 """A unit of work: one transaction that ends as its block ends, on the primary or on a replica, tried again or not."""
 
+import asyncio
 import random
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from typing import TYPE_CHECKING, TypeVar, cast
 from uuid import UUID
 
+from sqlalchemy.exc import IllegalStateChangeError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from ibex_db_core.engines import Engines
@@ -13,11 +15,12 @@ from ibex_db_core.errors import (
     CommitUnknownError,
     ConfigurationError,
     ConnectionLostError,
+    DatabaseError,
     DeadlockError,
     SerializationError,
     TransientError,
 )
-from ibex_db_core.lending import commit, lend
+from ibex_db_core.lending import commit, hang_up, lend, under_way
 from ibex_db_core.replicas import Replicas
 from ibex_db_core.tenant import ScopedSession, SyncScopedSession, is_dirty, watch_of
 from ibex_db_core.translation import translated
@@ -32,6 +35,9 @@ R = TypeVar("R")
 # Five in half a minute outlast a failover of a server that is watched, and not the patience of who waits for an answer.
 _ATTEMPTS = 5
 _SECONDS = 30.0
+
+# For a task whose connection was ended to come to its end: a pass of the loop, most often.
+_PATIENCE = (0.0, 0.0, 0.01, 0.1, 1.0)
 
 
 @asynccontextmanager
@@ -140,12 +146,17 @@ async def _transacted(session: ScopedSession, unit: "Unit | None") -> AsyncGener
                 await (session.connection() if unit is None else unit.connect())
         try:
             yield session
+            if under_way(sync):
+                raise DatabaseError(
+                    "a statement of this session is still under way in another task: await that task inside the "
+                    "block; nothing was committed"
+                )
             if is_dirty(sync):
                 with translated():
                     # Apart from COMMIT: a connection that breaks here has surely committed nothing.
                     await session.flush()
-        except BaseException:
-            await session.rollback()
+        except BaseException as exc:
+            await _undo(session, exc)
             raise
         try:
             await commit(session)
@@ -159,6 +170,39 @@ async def _transacted(session: ScopedSession, unit: "Unit | None") -> AsyncGener
             unit.committed()
     finally:
         if sync.in_transaction():
-            await session.__aexit__(None, None, None)  # shielded, for the connection has to be given back
+            await asyncio.shield(asyncio.create_task(_close(session)))  # for the connection has to be given back
         else:
             sync.close()  # nothing is sent
+
+
+async def _undo(session: ScopedSession, exc: BaseException) -> None:
+    """Roll back; where that fails too, the block's own exception stays what it is, and says so.
+
+    Who retries must see what the work said, not what became of its connection; and a
+    cancelled task has to stay cancelled.  What the server was not told, it undoes when the
+    connection ends, as close() sees to.
+    """
+    hang_up(cast("SyncScopedSession", session.sync_session))
+    try:
+        await session.rollback()
+    except Exception as failed:  # noqa: BLE001 - whatever it is, it is not why the block ended
+        exc.add_note(f"The rollback failed as well: {type(failed).__name__}: {failed}")
+
+
+async def _close(session: ScopedSession) -> None:
+    """Give the connection back, also where another task is in the middle of a step of the session's transaction.
+
+    SQLAlchemy lets nobody close a session there.  That task's connection is ended, which wakes it and
+    lets it leave; where it does not, for it waits for something else, the connection goes without it.
+    """
+    sync = cast("SyncScopedSession", session.sync_session)
+    for seconds in _PATIENCE:
+        try:
+            await session.close()
+        except IllegalStateChangeError:
+            hang_up(sync)
+            await asyncio.sleep(seconds)
+        else:
+            return
+    if sync.held is not None:
+        sync.held.invalidate()

@@ -63,9 +63,9 @@ async def check_table(
     if dimensions not in {-1, wanted}:
         raise InvalidInputError(
             "embedding",
-            f"{dimensions} dimensions in {table}",
-            f"must have {wanted} dimensions: another model made them; leave them behind with "
-            "embeddings=False, and embed the texts anew",
+            dimensions,
+            f"must have {wanted} dimensions, and in {table} has {dimensions}: another model made them; leave them "
+            "behind with embeddings=False, and embed the texts anew",
         )
     return True
 
