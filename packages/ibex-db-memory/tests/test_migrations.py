@@ -70,6 +70,9 @@ async def test_up_and_down_and_up_again(ibex_db: Database) -> None:
             "memory_0005",
             "memory_0006",
             "memory_0007",
+            "memory_0008",
+            "memory_0009",
+            "memory_0010",
         ]
 
         assert await migrator.check() == []
