@@ -28,6 +28,7 @@ _BATCH = 20
 _PAUSE_SECONDS = 0.3
 _WRITERS_OF_THE_DOOMED = 3
 _SCRATCH = "chaos_scratch"
+_BEFORE_THE_INDEX = "memory_0006"
 
 _FROM_ASYNCPG = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 _EXPECTED = (TransientError, CommitUnknownError, StatementTimeoutError)
@@ -125,12 +126,11 @@ class Sweeps:
                 return
 
     async def migrate(self) -> None:
-        """Take the newest revision back and bring it again, from two pods at once."""
+        """Take back what builds the index of words, and bring it again, from two pods at once."""
         try:
             async with self.db.migrator() as migrator:
-                # By its name: after an upgrade that failed, memory@-1 would be one too many.
-                *_, before, _newest = [step.id for step in await migrator.current() if step.wheel == "memory"]
-                await migrator.downgrade(before)
+                # By its name: after an upgrade that failed, a number of steps would be too many.
+                await migrator.downgrade(_BEFORE_THE_INDEX)
             await asyncio.gather(self._upgrade(), self._upgrade())
         except MigrationError as error:
             if not isinstance(error.__cause__, _EXPECTED) and not _broken(error):

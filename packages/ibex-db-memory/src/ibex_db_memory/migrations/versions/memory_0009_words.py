@@ -23,8 +23,8 @@ down_revision = "memory_0008"
 branch_labels = None
 depends_on = None
 
-# DROP TRIGGER locks the partitions and then their parent; whoever reads or writes locks the parent first, and one of the
-# two would have to give way.
+# DROP TRIGGER locks the partitions and then their parent; whoever reads or writes locks the parent first, and one of
+# the two would have to give way.
 _TO_ITSELF = "LOCK TABLE ibex_core.memories IN ACCESS EXCLUSIVE MODE"
 _OLD_INDEX = ("memories_search_vector_idx", "memories", "USING gin (search_vector) WITH (fastupdate = off)")
 
