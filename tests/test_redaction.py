@@ -107,6 +107,10 @@ async def no_metadata(house: House, session: ScopedSession) -> object:
     )
 
 
+async def no_category(house: House, session: ScopedSession) -> object:
+    return await MemoryRepository(session).remember(agent_id=house.agent_id, content="x", category=CONTENT)
+
+
 async def long_question(_house: House, session: ScopedSession) -> object:
     return await MemoryRepository(session).search(text=CONTENT * 1000)
 
@@ -213,6 +217,7 @@ CASES: list[tuple[Provoke, type[Exception]]] = [
     (no_text, InvalidInputError),
     (short_vector, InvalidInputError),
     (no_metadata, InvalidInputError),
+    (no_category, InvalidInputError),
     (long_question, InvalidInputError),
     (wrong_draft, InvalidInputError),
     (bad_update, InvalidInputError),
@@ -235,7 +240,7 @@ CASES: list[tuple[Provoke, type[Exception]]] = [
 ]
 
 # A token where none belongs is in its error's message, as any wrong value is: logs are redacted by its shape.
-SHOWN_IN_MESSAGES = {token_as_a_name, token_as_an_id, the_services_own_error}
+SHOWN_IN_MESSAGES = {token_as_a_name, token_as_an_id, the_services_own_error, no_category}
 
 
 @pytest.fixture

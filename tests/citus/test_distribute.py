@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 
 import pytest
@@ -10,12 +11,16 @@ from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from two import populate
 from typer.testing import CliRunner
 
-from ibex_db import Database, MigrationError
+from ibex_db import Database, MemoryRepository, MigrationError
 from ibex_db_core.cli.app import build
 from ibex_db_core.distribution import Step, complaints
-from ibex_db_core.distribution.cluster import on_placements
+from ibex_db_core.distribution.cluster import on_placements, on_workers
+from ibex_db_core.doctor import examine
+from ibex_db_core.doctor.shards import check_shards
 from ibex_db_core.migrations.wheels import metadata
+from ibex_db_core.policies import ROLES
 from ibex_db_core.provisioning import Cluster
+from ibex_db_memory.partitioning import abandon_repartition, repartition, repartition_status
 
 SHARDS = 2
 
@@ -95,6 +100,97 @@ async def test_a_shard_without_row_level_security_is_told(migrated: Database, ow
     async with migrated.migrator() as migrator:
         with pytest.raises(MigrationError, match=r"tokens_[0-9]+: row-level security: False, not True"):
             await migrator.distribute(shards=SHARDS)
+
+
+async def test_a_cluster_whose_roles_may_not_log_in_yet_is_distributed(
+    migrated: Database, owner: AsyncConnection
+) -> None:
+    """As on the first day: whoever ran this before has given them LOGIN."""
+    for node in ("coordinator", "workers"):
+        for role in ROLES:
+            statement = f"ALTER ROLE {role} NOLOGIN"
+            await owner.exec_driver_sql(statement if node == "coordinator" else on_workers(statement))
+
+    async with migrated.migrator() as migrator:
+        taken = await migrator.distribute(shards=SHARDS)
+        again = await migrator.distribute(shards=SHARDS)
+    two = await populate(migrated)
+
+    assert (taken[0].title, again) == ("Roles on every node", [])
+    async with migrated.tenant(two.a.org_id) as session:
+        assert {memory.org_id for memory in await MemoryRepository(session).find()} == {two.a.org_id}
+
+
+async def test_the_doctor_finds_a_distributed_database_sound_and_a_shard_that_is_not(
+    migrated: Database, owner: AsyncConnection
+) -> None:
+    async with migrated.migrator() as migrator:
+        await migrator.distribute(shards=SHARDS)
+        assert (await migrated.doctor()).findings == ()
+        assert await migrator.check() == []
+    await owner.exec_driver_sql(on_placements("tokens", "ALTER TABLE %s DISABLE ROW LEVEL SECURITY"))
+    await owner.exec_driver_sql(on_placements("users", "ALTER TABLE %s NO FORCE ROW LEVEL SECURITY"))
+    await owner.exec_driver_sql(on_placements("agents", "GRANT TRUNCATE ON %s TO ibex_app"))
+    await owner.exec_driver_sql(on_placements("organizations", "CREATE POLICY loose ON %s TO ibex_app USING (true)"))
+    as_citus = (
+        "DO $$ BEGIN DROP POLICY memories_floor ON %1$s; CREATE POLICY memories_floor ON %1$s USING (true); END $$"
+    )
+    await owner.exec_driver_sql(on_placements("memories", as_citus))
+    await owner.exec_driver_sql(on_placements("sessions", "ALTER TABLE %s DISABLE TRIGGER USER"))
+
+    found = (await migrated.doctor()).findings
+    async with migrated.migrator() as migrator:
+        differences = await migrator.check()
+
+    told = Counter((one.code, one.severity.value, one.object.partition(".")[2].rpartition("_")[0]) for one in found)
+    assert told == {
+        ("shard-open", "critical", "tokens"): SHARDS,
+        ("shard-open", "high", "users"): SHARDS,
+        ("shard-open", "high", "agents"): SHARDS,
+        ("shard-open", "high", "memories"): SHARDS,
+        ("shard-open", "high", "organizations"): 3,  # a copy on each node
+        ("shard-changed", "high", "sessions"): SHARDS,
+    }
+    assert len(differences) == len(found)
+    for one in found:
+        if "row-level security" in one.risk or "forced" in one.risk:
+            await owner.exec_driver_sql(one.remedy_sql)
+    left = {one.object.partition(".")[2].rpartition("_")[0] for one in (await migrated.doctor()).findings}
+    assert left == {"agents", "memories", "organizations", "sessions"}
+
+
+async def test_a_node_that_does_not_answer_is_told_for_each_shard(
+    migrated: Database, owner: AsyncConnection, coordinator: Cluster, empty: str
+) -> None:
+    login = f"stranger_{empty}"
+    async with migrated.migrator() as migrator:
+        await migrator.distribute(shards=SHARDS)
+    # Known to the coordinator alone.
+    await owner.exec_driver_sql("SET citus.enable_create_role_propagation = off")
+    await owner.exec_driver_sql(f"CREATE ROLE {login} LOGIN IN ROLE ibex_owner")
+    engine = create_async_engine(coordinator.url(empty, user=login).set(drivername="postgresql+asyncpg"))
+    try:
+        async with engine.connect() as connection:
+            found = (await connection.run_sync(lambda live: examine(live, checks=[check_shards]))).findings
+    finally:
+        await engine.dispose()
+        await owner.exec_driver_sql(f"DROP ROLE {login}")
+
+    assert {one.code for one in found} == {"shard-unseen"}
+    assert len(found) > SHARDS
+
+
+async def test_what_asks_for_partitions_or_for_one_machine_is_turned_away(migrated: Database) -> None:
+    async with migrated.migrator() as migrator:
+        await migrator.distribute(shards=SHARDS)
+
+        assert (await migrator.plan()).revisions == ()
+        assert await migrator.upgrade() == []
+        with pytest.raises(MigrationError, match=r"distributed.*ibex-db upgrade --sql.*ibex-db distribute"):
+            await migrator.plan("memory@-1", down=True)
+        for refused in (repartition_status(migrator), repartition(migrator, 4), abandon_repartition(migrator)):
+            with pytest.raises(MigrationError, match=r"distributed.*ibex-db distribute --shards"):
+                await refused
 
 
 async def test_the_command_prints_the_plan_and_takes_it(

@@ -363,6 +363,25 @@ async def test_whoever_listens_to_the_engine_is_told_of_every_statement(
     assert len(told) == 1
 
 
+async def test_whoever_listens_to_the_session_within_a_block_is_told_of_what_is_loaded(
+    warm: Database, acme: UUID, add_bot: AddBot
+) -> None:
+    ident = await add_bot(acme)
+    told: list[object] = []
+
+    def tell(_session: object, loaded: object) -> None:
+        told.append(loaded)
+
+    async with warm.tenant(acme) as session:
+        bots = Bots(session)
+        await bots.rows("SELECT 1")
+        assert half(session).lease is not None
+        event.listen(session.sync_session, "loaded_as_persistent", tell)
+        bot = await bots.get(ident)
+
+    assert told == [bot]
+
+
 @pytest.mark.parametrize("name", ["before_commit", "after_commit"])
 async def test_whoever_waits_for_a_commit_is_told_of_it(warm: Database, acme: UUID, add_bot: AddBot, name: str) -> None:
     ident = await add_bot(acme)

@@ -5,7 +5,8 @@ from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
-from sqlalchemy import exc as sa_exc, insert, text, update as sql_update
+from conftest import add_organization, address
+from sqlalchemy import event, exc as sa_exc, insert, text, update as sql_update
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm.exc import StaleDataError
 from toys import Bot, BotRepository, Entry, Note, NoteRepository
@@ -25,8 +26,11 @@ from ibex_db_core import (
     NotFoundError,
     PoolExhaustedError,
     RuleViolationError,
+    SchemaChangedError,
+    ScopedSession,
     SerializationError,
     StatementTimeoutError,
+    TransientError,
 )
 from ibex_db_core.testing import TestDatabase
 from ibex_db_core.translation import translate
@@ -279,3 +283,84 @@ def test_a_conflict_in_a_partition_is_told_as_one_of_its_table() -> None:
     assert isinstance(ours, ConflictError)
     assert (ours.constraint, ours.table) == ("bots_slug_live", "bots")
     assert ours.values == {"org_id": acme, "slug": "robin"}
+
+
+# -- a schema that changes, and sessions that can do no more
+
+
+@pytest.mark.parametrize("through_sqlalchemy", [False, True])
+async def test_a_schema_that_changed_under_a_prepared_statement_is_worth_another_try(
+    own_database: TestDatabase, *, through_sqlalchemy: bool
+) -> None:
+    def listener(*_args: object) -> None: ...
+
+    owner = await asyncpg.connect(address(own_database))
+    org = await add_organization(owner, "Acme")
+    retype = "ALTER TABLE ibex_core.bots ALTER COLUMN nickname TYPE varchar({})"
+    async with own_database.connect(EngineSettings(pool_size=1, max_overflow=0)) as database:
+        if through_sqlalchemy:
+            event.listen(database.engine.sync_engine, "before_execute", listener)
+        async with database.tenant(org) as session:
+            ident = (await BotRepository(session).add(Bot(slug="robin"))).id
+        async with database.tenant(org) as session:
+            await BotRepository(session).get(ident)
+        await owner.execute(retype.format(90))
+
+        with pytest.raises(SchemaChangedError, match="schema changed under a prepared statement") as caught:
+            async with database.tenant(org) as session:
+                await BotRepository(session).get(ident)
+        async with database.tenant(org) as session:
+            await BotRepository(session).get(ident)
+        await owner.execute(retype.format(91))
+
+        async def work(session: ScopedSession) -> UUID:
+            return (await BotRepository(session).get(ident)).id
+
+        assert await database.run(org, work) == ident
+    await owner.close()
+    assert isinstance(caught.value, TransientError)
+    assert caught.value.__cause__ is not None
+
+
+def test_what_the_driver_has_learned_of_types_may_be_outdated_too() -> None:
+    assert isinstance(translate(asyncpg.InternalServerError("cache lookup failed for type 16999")), SchemaChangedError)
+    assert isinstance(translate(asyncpg.OutdatedSchemaCacheError("of a composite type")), SchemaChangedError)
+
+
+async def test_a_block_goes_on_after_its_connection_broke_with_an_error_that_says_what_to_do(
+    single: Database, acme: UUID, admin: asyncpg.Connection
+) -> None:
+    async with single.tenant(acme) as session:
+        bots = BotRepository(session)
+        pid = await session.scalar(text("SELECT pg_backend_pid()"))
+        await admin.execute("SELECT pg_terminate_backend($1)", pid)
+        with pytest.raises(ConnectionLostError):
+            await session.execute(text("SELECT pg_sleep(5)"))
+
+        for verb in (bots.count, lambda: bots.get_or_none(uuid4()), lambda: bots.add(Bot(slug="robin"))):
+            with pytest.raises(
+                ConnectionLostError, match=r"broke earlier.* block and do the work in another"
+            ) as caught:
+                await verb()
+            assert isinstance(caught.value.__cause__, sa_exc.PendingRollbackError)
+        await session.rollback()
+
+
+async def test_a_block_goes_on_after_a_failed_flush_with_an_error_that_says_what_to_do(
+    single: Database, acme: UUID
+) -> None:
+    async with single.tenant(acme) as session:
+        bots = BotRepository(session)
+        await bots.add(Bot(slug="robin"))
+        with pytest.raises(ConflictError):
+            await bots.add(Bot(slug="robin"))
+
+        with pytest.raises(DatabaseError, match=r"failed earlier.*open another one.*begin_nested") as caught:
+            await bots.count()
+        assert isinstance(caught.value.__cause__, sa_exc.PendingRollbackError)
+        await session.rollback()
+
+
+def test_misuse_of_sqlalchemy_that_says_what_to_do_passes_as_it_is() -> None:
+    assert translate(sa_exc.InvalidRequestError("No 'on clause' argument may be passed")) is None
+    assert translate(sa_exc.MultipleResultsFound("Multiple rows were found")) is None

@@ -48,6 +48,7 @@ from ibex_db_core import (
     ReplicaStatus as ReplicaStatus,
     Revision as Revision,
     RuleViolationError as RuleViolationError,
+    SchemaChangedError as SchemaChangedError,
     ScopedSession as ScopedSession,
     SerializationError as SerializationError,
     SignatureError as SignatureError,

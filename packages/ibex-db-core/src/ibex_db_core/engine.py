@@ -164,7 +164,8 @@ def create_engine(
         max_overflow=settings.max_overflow,
         pool_timeout=settings.pool_timeout,
         pool_recycle=settings.pool_recycle,
-        # What a statement was given is rows: contents, vectors, hashes of tokens.  It stays out of errors and of echo.
+        # What a statement was given is rows: contents, vectors, hashes of tokens.  It stays out of errors and of echo;
+        # what is read does not: the logger sqlalchemy.engine, at DEBUG, writes whole rows.
         hide_parameters=True,
     )
     setattr(engine.dialect, BINARY_VECTORS, True)
@@ -181,7 +182,7 @@ def create_engine(
 # SQLAlchemy's own COMMIT and ROLLBACK do not pass as statements; its savepoints do.
 _TRANSACTION_CONTROL = re.compile(
     r"(?:\s|--[^\n]*(?:\n|$)|/\*.*?\*/|;)*"
-    r"(?:COMMIT|END|ABORT|BEGIN|START\s+TRANSACTION|PREPARE\s+TRANSACTION|ROLLBACK(?!\s+(?:WORK\s+|TRANSACTION\s+)?TO\b))\b",
+    r"(?P<verb>COMMIT|END|ABORT|BEGIN|START\s+TRANSACTION|PREPARE\s+TRANSACTION|ROLLBACK(?!\s+(?:WORK\s+|TRANSACTION\s+)?TO\b))\b",
     re.IGNORECASE | re.DOTALL,
 )
 
@@ -199,8 +200,8 @@ def _refuse_transaction_control(
     The tenant would be gone with it, so that every query finds nothing and says nothing; and a ROLLBACK would be
     reported as a success.
     """
-    if _TRANSACTION_CONTROL.match(statement):
-        verb = statement.split(maxsplit=1)[0].upper()
+    if found := _TRANSACTION_CONTROL.match(statement):
+        verb = " ".join(found["verb"].upper().split())
         raise TenantError(
             f"{verb} as a statement ends the transaction behind the session's back, and the tenant with it: "
             "use session.commit(), session.rollback() or session.begin_nested()"

@@ -25,6 +25,7 @@
     │   ├── LockTimeoutError          55P03
     │   │   └── MigrationBlockedError a revision never got its lock; nothing of it was applied
     │   ├── ConnectionLostError       the server or the network went away
+    │   ├── SchemaChangedError        a migration changed what a prepared statement reads
     │   ├── SignatureLateError        the tenant was signed too long before its transaction (IB002)
     │   └── PoolExhaustedError        no connection within pool_timeout
     ├── CommitUnknownError            the connection broke during COMMIT
@@ -61,6 +62,7 @@ __all__ = [
     "NotLoadedError",
     "PoolExhaustedError",
     "RuleViolationError",
+    "SchemaChangedError",
     "SerializationError",
     "SignatureError",
     "SignatureLateError",
@@ -365,6 +367,10 @@ class MigrationBlockedError(LockTimeoutError):
 
 class ConnectionLostError(TransientError):
     """The connection to the server broke; work that was not committed is gone."""
+
+
+class SchemaChangedError(TransientError):
+    """The schema changed under a prepared statement, which was not run; the next attempt prepares it anew."""
 
 
 class SignatureLateError(TransientError):

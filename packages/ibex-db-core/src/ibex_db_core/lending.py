@@ -145,13 +145,14 @@ def watched(sync: SyncScopedSession) -> bool:
     Where one listener is counted, it is ours: one refuses a caller's COMMIT, one adds the filter that direct
     statements have.  Asked for each statement, for a listener may come at any time.
     """
-    its = cast("Any", cast("Engine", sync.bind).dispatch)
+    its, own = cast("Any", cast("Engine", sync.bind).dispatch), cast("Any", sync.dispatch)
     return bool(
         len(its.before_cursor_execute) != 1
         or its.after_cursor_execute
         or its.before_execute
         or its.after_execute
-        or len(cast("Any", sync.dispatch).do_orm_execute) != 1
+        or len(own.do_orm_execute) != 1
+        or own.loaded_as_persistent
     )
 
 

@@ -5,7 +5,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from ibex_db_core.errors import ConfigurationError, MigrationError, UnsafeRoleError
 from ibex_db_core.policies import APP_ROLE, OWNER_ROLE, PLATFORM_ROLE, SEARCH_ROLE
-from ibex_db_core.sharding import SHARDED
+from ibex_db_core.sharding import note_sharded
 
 _UNSAFE = (
     "is a superuser",
@@ -70,7 +70,7 @@ async def verify(engine: AsyncEngine, *, step_down: bool) -> None:
     async with engine.connect() as connection:
         row = (await connection.execute(_WHO)).one()
         sharded = bool(row.citus and await connection.scalar(_DISTRIBUTED))
-    setattr(engine.dialect, SHARDED, sharded)
+    note_sharded(engine, sharded=sharded)
     if not row.migrated:
         raise MigrationError("this database has no ibex_core schema: run `ibex-db upgrade`, or await db.upgrade()")
     why = next((reason for reason, holds in zip(_UNSAFE, row[3:], strict=True) if holds), None)
@@ -91,7 +91,7 @@ async def verify_platform(engine: AsyncEngine, *, step_down: bool) -> None:
     async with engine.connect() as connection:
         row = (await connection.execute(_PLATFORM)).one()
         sharded = bool(row.citus and await connection.scalar(_DISTRIBUTED))
-    setattr(engine.dialect, SHARDED, sharded)
+    note_sharded(engine, sharded=sharded)
     reasons = (*_UNSAFE[:3], f"does not inherit {PLATFORM_ROLE}, so every query of db.platform() would find nothing")
     why = next((reason for reason, holds in zip(reasons, row[2:], strict=True) if holds), None)
     if why is not None and not (step_down and why in _UNSAFE):

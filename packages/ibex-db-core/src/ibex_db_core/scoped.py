@@ -1,6 +1,7 @@
 """What every repository stands on: statements that name the organization, run in a session that is bound to it."""
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast
 from uuid import UUID
@@ -24,6 +25,8 @@ from ibex_db_core import direct, validation
 from ibex_db_core.base import Base
 from ibex_db_core.errors import InvalidInputError, NotFoundError, TenantMismatchError, TenantMissingError
 from ibex_db_core.pages import Order
+from ibex_db_core.savepoints import inside, note_rows
+from ibex_db_core.sharding import LOOK, is_sharded, note_sharded
 from ibex_db_core.tenant import SCOPED, Guard, ScopedSession, SyncScopedSession, is_dirty, watch_of
 from ibex_db_core.translation import name_of, translate, translated
 
@@ -155,6 +158,15 @@ class Scoped(Generic[T]):
         if self._guard is not None:
             await self._guard.ensure()
 
+    async def _is_sharded(self) -> bool:
+        """Tell whether statements go through Citus, where some differ; asks once for an engine, if nobody has yet."""
+        await self._ready()
+        bind = self._session.get_bind()
+        if (known := is_sharded(bind)) is None:
+            known = bool((await self._execute(LOOK)).scalar_one())
+            note_sharded(bind, sharded=known)
+        return known
+
     async def _execute(
         self, statement: Executable, parameters: Any = None, **options: object
     ) -> Result[*tuple[Any, ...]]:
@@ -163,7 +175,12 @@ class Scoped(Generic[T]):
             await self._flush()  # as the session itself does before ORM statements
         await self._ready()
         with translated():
-            return await self._session.execute(statement, parameters, execution_options={SCOPED: True, **options})
+            found = await self._session.execute(statement, parameters, execution_options={SCOPED: True, **options})
+        if options.get("populate_existing") and inside(self._session):
+            kept = found.freeze()
+            note_rows(self._session, kept().all())
+            return kept()
+        return found
 
     async def _rows(self, statement: Executable, parameters: Mapping[str, object]) -> Sequence[Any]:
         """Run a statement that is made once for all, names the organization and has plain parameters; return its rows.
@@ -185,6 +202,14 @@ class Scoped(Generic[T]):
             if rows is not None:
                 return rows
         return (await self._execute(statement, parameters)).all()
+
+    @asynccontextmanager
+    async def _savepoint(self) -> AsyncGenerator[None]:
+        """Make the changes inside one whole: whoever catches an error and goes on finds nothing half changed."""
+        async with AsyncExitStack() as entered:
+            with translated():
+                await entered.enter_async_context(self._session.begin_nested())
+            yield
 
     async def _flush(self) -> None:
         await self._ready()

@@ -2,15 +2,26 @@
 
 from typing import cast
 
-from sqlalchemy import Dialect
+from sqlalchemy import Dialect, text
 
 SHARDED = "ibex_sharded"
-"""What a Database leaves on its engine's dialect when it looks at the login."""
+"""What whoever looked first leaves on the engine's dialect: a Database with its login, or a repository."""
+
+LOOK = text("SELECT pg_catalog.to_regclass('pg_catalog.pg_dist_partition') IS NOT NULL")
 
 
-def is_sharded(bind: object) -> bool:
-    """Tell whether statements go through Citus; an engine that no Database has looked at is taken not to."""
-    return bool(getattr(cast("Dialect | None", getattr(bind, "dialect", None)), SHARDED, False))
+def is_sharded(bind: object) -> bool | None:
+    """Tell whether statements go through Citus; None where nobody has looked yet."""
+    return cast("bool | None", getattr(_dialect(bind), SHARDED, None))
+
+
+def note_sharded(bind: object, *, sharded: bool) -> None:
+    """Remember it, for as long as the engine lives."""
+    setattr(_dialect(bind), SHARDED, sharded)
+
+
+def _dialect(bind: object) -> Dialect | None:
+    return cast("Dialect | None", getattr(bind, "dialect", None))
 
 
 def set_local(name: str, value: str) -> str:

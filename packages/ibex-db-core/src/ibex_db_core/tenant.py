@@ -19,7 +19,7 @@ from ibex_db_core.base import OrgScoped
 from ibex_db_core.connection import FoldedConnection
 from ibex_db_core.errors import InvalidInputError, TenantError, TenantMismatchError, TenantMissingError
 from ibex_db_core.policies import SIGNATURE_SETTING, TENANT_SETTING
-from ibex_db_core.sharding import SHARDED
+from ibex_db_core.sharding import is_sharded, note_sharded
 from ibex_db_core.signing import ASK, key_of_environment
 
 if TYPE_CHECKING:
@@ -385,10 +385,11 @@ class Guard:
         statement = _SET if signature is None else _SET_SIGNED
         parameters = {"org": str(self.org_id), "signature": signature}
         found, sharded = cast("tuple[str, bool]", tuple(connection.execute(statement, parameters).one())[:2])
+        if is_sharded(connection) is None:
+            note_sharded(connection, sharded=sharded)
         if sharded and found == str(self.org_id):
             connection.execute(text("SET LOCAL citus.propagate_set_commands = 'local'"))
             connection.execute(text(set_tenant(self.org_id)))
-            setattr(connection.dialect, SHARDED, True)
         if found != str(self.org_id):
             raise TenantMismatchError(validation.uuid(TENANT_SETTING, found), self.org_id, "transaction")
         if connection.dialect.detect_autocommit_setting(connection.connection.dbapi_connection):  # type: ignore[arg-type]

@@ -11,7 +11,16 @@ from typing import cast
 
 import asyncpg
 from sqlalchemy import Column, Table, UniqueConstraint
-from sqlalchemy.exc import DBAPIError, InvalidRequestError, StatementError, TimeoutError as PoolTimeoutError
+from sqlalchemy.dialects.postgresql.asyncpg import AsyncAdapt_asyncpg_dbapi
+from sqlalchemy.exc import (
+    DBAPIError,
+    IllegalStateChangeError,
+    InvalidRequestError,
+    PendingRollbackError,
+    ResourceClosedError,
+    StatementError,
+    TimeoutError as PoolTimeoutError,
+)
 from sqlalchemy.orm.exc import StaleDataError
 from sqlalchemy.sql.elements import ClauseElement, TextClause
 from sqlalchemy.sql.visitors import iterate
@@ -30,6 +39,7 @@ from ibex_db_core.errors import (
     NotFoundError,
     PoolExhaustedError,
     RuleViolationError,
+    SchemaChangedError,
     SerializationError,
     SignatureError,
     SignatureLateError,
@@ -93,6 +103,19 @@ _QUOTED = re.compile(r"""(?<=query argument \$\d): .*|(?<=query argument \$\d\d)
 # PROTOCOL_ERROR_CONSUME: asyncpg has read the server's last words (FATAL), and the end of the connection not yet.
 _SAID_FAREWELL = "another operation (2) is in progress"
 
+# How the driver says that what it has prepared or learned of types is no longer what the server has.
+_OUTDATED = (
+    AsyncAdapt_asyncpg_dbapi.InvalidCachedStatementError,
+    asyncpg.InvalidCachedStatementError,
+    asyncpg.OutdatedSchemaCacheError,
+)
+_MISSED_TYPE = "cache lookup failed for type"
+
+# SQLAlchemy's code for a connection that broke in a transaction, apart from a flush that failed.
+_NO_CONNECTION = "8s2b"
+_AT_ONCE = "isce"
+_OVER = "Can't operate on closed transaction"
+
 _SHOWN = 120
 
 # An index of a partition carries its parent's name and the partition's number.
@@ -135,15 +158,13 @@ def translate(exc: BaseException, parameters: Mapping[str, object] | None = None
     if isinstance(exc, StatementError) and isinstance(exc.orig, IbexError):
         return exc.orig  # a bad parameter, or a lost connection that could not be made anew
     if isinstance(exc, DBAPIError):
-        adapted = exc.orig
-        driver = getattr(adapted, "driver_exception", None) or getattr(adapted, "__cause__", None) or adapted
-        return _from_driver(driver, parameters, broken=exc.connection_invalidated)
+        return _from_driver(_driver_of(exc), parameters, broken=exc.connection_invalidated)
     if isinstance(exc, asyncpg.InternalClientError):
-        return _from_inside(exc)
+        return _from_driver(exc, None)
     if isinstance(exc, asyncpg.ClientConfigurationError):
         return ConfigurationError(f"the database URL asks for what the driver cannot do: {exc}")
-    if isinstance(exc, InvalidRequestError) and "permanently closed" in str(exc):
-        return TenantError("this session ended with its db.tenant() or db.platform() block: open another one")
+    if isinstance(exc, InvalidRequestError):
+        return _from_state_of_session(exc)
     if isinstance(exc, TimeoutError) and not str(exc):  # asyncpg's, who has waited command_timeout or timeout
         return ConnectionLostError(
             "the database did not answer in time; what was not committed is gone; check that the server runs, and that "
@@ -159,6 +180,39 @@ def translate(exc: BaseException, parameters: Mapping[str, object] | None = None
     return None
 
 
+def _driver_of(exc: DBAPIError) -> BaseException | None:
+    """Return what the driver raised, from inside of what SQLAlchemy's dialect made of it."""
+    adapted = exc.orig
+    try:
+        driver = cast("BaseException | None", getattr(adapted, "driver_exception", None))
+    except ValueError:  # the dialect makes some of its errors, InvalidCachedStatementError for one, without
+        driver = None
+    return driver or getattr(adapted, "__cause__", None) or adapted
+
+
+def _from_state_of_session(exc: InvalidRequestError) -> IbexError | None:
+    """Tell what SQLAlchemy says of a session or connection that can do no more; None for any other misuse."""
+    if "permanently closed" in str(exc):
+        return TenantError("this session ended with its db.tenant() or db.platform() block: open another one")
+    if isinstance(exc, PendingRollbackError):
+        if exc.code == _NO_CONNECTION:
+            return ConnectionLostError(
+                "the connection of this transaction broke earlier, and that error was caught; what was not committed "
+                "is gone: leave this db.tenant() or db.platform() block and do the work in another, as db.run() does"
+            )
+        return DatabaseError(
+            "this transaction failed earlier, and that error was caught; it has been rolled back and can do no more: "
+            "leave this db.tenant() or db.platform() block and open another one, or wrap what may fail in "
+            "session.begin_nested()"
+        )
+    if isinstance(exc, (ResourceClosedError, IllegalStateChangeError)) or exc.code == _AT_ONCE or _OVER in str(exc):
+        return DatabaseError(
+            f"this session cannot be used as it is ({str(exc).splitlines()[0]}): its transaction has ended, or another "
+            "task is using it; open a db.tenant() or db.platform() block for each transaction and for each task"
+        )
+    return None
+
+
 def _from_inside(exc: asyncpg.InternalClientError) -> IbexError:
     """Tell what asyncpg says of its own state."""
     if _SAID_FAREWELL in str(exc):
@@ -169,6 +223,12 @@ def _from_inside(exc: asyncpg.InternalClientError) -> IbexError:
 def _from_driver(
     driver: BaseException | None, parameters: Mapping[str, object] | None, *, broken: bool = False
 ) -> IbexError:
+    if isinstance(driver, _OUTDATED) or _MISSED_TYPE in str(driver):
+        return SchemaChangedError(
+            "the schema changed under a prepared statement, which was not run; its transaction is over: "
+            "run it again: db.run() does",
+            sqlstate=cast("str | None", getattr(driver, "sqlstate", None)),
+        )
     if isinstance(driver, asyncpg.InternalClientError):
         return _from_inside(driver)
     state = cast("str | None", getattr(driver, "sqlstate", None))

@@ -17,6 +17,7 @@ from uuid import UUID
 from sqlalchemy import Connection, Row, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from ibex_db_core.distribution.cluster import is_distributed
 from ibex_db_core.errors import DeadlockError, InvalidInputError, LockTimeoutError, MigrationError
 from ibex_db_core.migrations import Migrator, online
 from ibex_db_core.policies import APP_ROLE, OWNER_ROLE, PLATFORM_ROLE, SEARCH_ROLE
@@ -59,7 +60,7 @@ async def repartition_status(migrator: Migrator) -> RepartitionStatus:
     """Return where memories stands; reads the catalog alone.
 
     Raises:
-        MigrationError: there is no table of memories yet.
+        MigrationError: there is no table of memories yet, or it lies in the shards of a cluster.
     """
     async with migrator.connection() as connection:
         return await _status(connection)
@@ -87,7 +88,8 @@ async def repartition(
     Raises:
         InvalidInputError: partitions, batch or patience is out of range.
         LockTimeoutError: the tables were never free together within patience; run it again, or abandon it.
-        MigrationError: a copy to another number is under way, a revision is not applied, or copy and table differ.
+        MigrationError: a copy to another number is under way, a revision is not applied, copy and table differ, or
+            memories lies in the shards of a cluster.
     """
     if not 1 <= partitions <= MOST_PARTITIONS:
         raise InvalidInputError("partitions", partitions, f"must be from 1 to {MOST_PARTITIONS}")
@@ -177,6 +179,13 @@ async def _run(connection: AsyncConnection, *statements: str) -> None:
 
 
 async def _status(connection: AsyncConnection) -> RepartitionStatus:
+    if await connection.run_sync(is_distributed):
+        await connection.rollback()
+        raise MigrationError(
+            "this database is distributed, and its memories lie in shards in place of partitions: how many is said "
+            "once, with `ibex-db distribute --shards`; citus_rebalance_start() spreads them over workers, and then "
+            "`ibex-db distribute` again puts their floors back"
+        )
     found = (await connection.execute(text(sql.STATUS))).one()
     await connection.rollback()
     if not found.partitions:

@@ -141,13 +141,8 @@ def on_workers(command: str) -> str:
     return f"SELECT nodename, nodeport, success, result FROM run_command_on_workers({_QUOTE}{command}{_QUOTE})"
 
 
-def on_shards(table: str, command: str) -> str:
-    """Return the statement that runs a command for every shard of a table; %s stands for its name."""
-    return f"SELECT shardid, success, result FROM run_command_on_shards('{SCHEMA}.{table}', {_QUOTE}{command}{_QUOTE})"
-
-
 def on_placements(table: str, command: str) -> str:
-    """Return the statement that runs a command for every copy of every shard of a table; %1$s stands for its name."""
+    """Return the statement that runs a command for every copy of every shard; %s or %1$s stands for its name."""
     return (
         f"SELECT nodename, nodeport, shardid, success, result "
         f"FROM run_command_on_placements('{SCHEMA}.{table}', {_QUOTE}{command}{_QUOTE})"
@@ -164,7 +159,7 @@ def everywhere(connection: Connection, query: str) -> Sequence[Any]:
 
 
 def answers(connection: Connection, statement: str) -> Sequence[str]:
-    """Run what on_workers() or on_shards() made, and return what each said.
+    """Run what on_workers() or on_placements() made, and return what each said.
 
     Raises:
         MigrationError: one of them failed; what it said.

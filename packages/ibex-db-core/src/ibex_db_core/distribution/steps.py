@@ -4,6 +4,7 @@ Each step is looked for in the catalog, so a plan holds what is missing and noth
 gone on with, and of a database that is distributed the plan is empty.  Each is one transaction.
 """
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -120,7 +121,8 @@ _ROLES_THERE = """SELECT coalesce(json_agg(json_build_array(r.rolname, r.rolcanl
 
 def _roles(connection: Connection, _models: MetaData, state: cluster.State, _shards: int) -> Iterator[Step]:
     wanted = {(role, role) for role in ROLES} | set(state.logins) | {(OWNER_ROLE, SEARCH_ROLE)}
-    for there in cluster.everywhere(connection, _ROLES_THERE):
+    here = json.loads(str(connection.scalar(text(f"SELECT ({_ROLES_THERE})::text"))))
+    for there in (here, *cluster.everywhere(connection, _ROLES_THERE)):
         known = {role: set(groups) | {role} for role, can_login, groups in there if can_login}
         if any(group not in known.get(role, ()) for role, group in wanted):
             break
@@ -133,10 +135,15 @@ def _roles(connection: Connection, _models: MetaData, state: cluster.State, _sha
         *(f"GRANT {group} TO {role}" for role, group in sorted(wanted) if group != role),
     ]
     yield Step(
-        "Roles on the workers",
-        "the coordinator connects to a worker as whoever its session is; LOGIN is given there alone, and no password: "
-        "pg_hba.conf of the workers lets the coordinator in by certificate or address",
-        (cluster.on_workers(f"DO $ibex_do$ BEGIN {_APART}{'; '.join(commands)}; END $ibex_do$"),),
+        "Roles on every node",
+        "a node connects to another as whoever its session is, and Citus makes a worker's roles like the "
+        "coordinator's whenever it makes them: so each may log in on every node, and has no password; pg_hba.conf "
+        "lets the nodes in by certificate or address, and nobody else under these names",
+        (
+            "SET LOCAL citus.enable_alter_role_propagation = off",
+            *(f"ALTER ROLE {role} LOGIN" for role in sorted(ROLES)),
+            cluster.on_workers(f"DO $ibex_do$ BEGIN {_APART}{'; '.join(commands)}; END $ibex_do$"),
+        ),
     )
 
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import cast
 
 from sqlalchemy import Connection, MetaData, text
@@ -31,30 +32,63 @@ _OF_A_TABLE = """SELECT json_build_object(
 )::text FROM pg_class c WHERE c.oid = """
 
 
-def complaints(connection: Connection, models: MetaData) -> Sequence[str]:
-    """Say which shards differ from their table, and in what; nothing where all are as they should be.
+_OPENING = frozenset({"row-level security", "forced", "policies", "grants", "grants of columns"})
 
-    Raises:
-        MigrationError: a worker does not answer.
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One thing in which one copy of one shard is not as its table is.
+
+    Attributes:
+        shard: its name on its node.
+        node: host and port.
+        what: row-level security, forced, policies, grants, ...; None: nobody could look, and ``said`` is why.
+        said: what is there in place of what should be.
     """
+
+    table: str
+    shard: str
+    node: str
+    what: str | None
+    said: str
+
+    @property
+    def opens(self) -> bool:
+        """Whether it is what keeps organizations apart that is another there."""
+        return self.what is None or self.what in _OPENING
+
+    def __str__(self) -> str:
+        """Say it in one line."""
+        return f"{self.shard}: {self.what}: {self.said}" if self.what else f"{self.shard} on {self.node}: {self.said}"
+
+
+def differences(connection: Connection, models: MetaData) -> Sequence[Difference]:
+    """Say in what each copy of each shard differs from its table; nothing where all are as they should be."""
     return [
-        said
+        found
         for table in (profile.REFERENCE, *(table.name for table in profile.distributed(models)))
-        for said in _of_table(connection, table)
+        for found in _of_table(connection, table)
     ]
 
 
-def _of_table(connection: Connection, table: str) -> Iterator[str]:
+def complaints(connection: Connection, models: MetaData) -> Sequence[str]:
+    """Say the same in lines."""
+    return [str(found) for found in differences(connection, models)]
+
+
+def _of_table(connection: Connection, table: str) -> Iterator[Difference]:
     own = connection.scalar(text(f"{_OF_A_TABLE} to_regclass(:table)"), {"table": f"{SCHEMA}.{table}"})
     wanted = json.loads(str(own))
-    for shard, success, said in connection.exec_driver_sql(cluster.on_shards(table, f"{_OF_A_TABLE}'%s'::regclass")):
+    looked = connection.exec_driver_sql(cluster.on_placements(table, f"{_OF_A_TABLE}'%s'::regclass"))
+    for host, port, number, success, said in looked:
+        shard, node = f"{table}_{number}", f"{host}:{port}"
         if not success:
-            yield f"{table}_{shard}: {said}"
+            yield Difference(table, shard, node, None, said)
             continue
         found = json.loads(said)
-        for name, value in wanted.items():
-            if found[name] != value:
-                yield f"{table}_{shard}: {name}: {_difference(value, found[name])}"
+        for what, value in wanted.items():
+            if found[what] != value:
+                yield Difference(table, shard, node, what, _difference(value, found[what]))
 
 
 def _difference(wanted: object, found: object) -> str:

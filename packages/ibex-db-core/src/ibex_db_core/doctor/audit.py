@@ -15,6 +15,7 @@ from ibex_db_core.doctor import (
     roles,
     server,
     settings,
+    shards,
     signing,
     storage,
     tables,
@@ -52,6 +53,7 @@ ISOLATION: tuple[Check, ...] = (
     functions.check_elsewhere,
     views.check_views,
     signing.check_keys,
+    shards.check_shards,
 )
 """Those that compare the schema with the models, and so belong to `ibex-db check` too."""
 

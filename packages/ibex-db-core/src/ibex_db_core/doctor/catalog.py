@@ -10,6 +10,7 @@ from sqlalchemy import Connection, MetaData, Row, Table, text
 from sqlalchemy.exc import DBAPIError
 
 from ibex_db_core.base import SCHEMA
+from ibex_db_core.distribution.cluster import is_distributed
 from ibex_db_core.guards import Guards
 from ibex_db_core.migrations import signing
 from ibex_db_core.migrations.runner import steps
@@ -116,6 +117,11 @@ class Audit:
         return signing.is_on(self.connection)
 
     @cached_property
+    def distributed(self) -> bool:
+        """Whether the tables lie on the workers of a Citus cluster."""
+        return is_distributed(self.connection)
+
+    @cached_property
     def schemas(self) -> list[str]:
         """Ours, and those of models that lie elsewhere."""
         return sorted({SCHEMA} | {table.schema for table in self.metadata.tables.values() if table.schema})
@@ -191,25 +197,29 @@ class Audit:
         """Tenant tables as a query names them: no partitions."""
         return {oid: table for oid, table in self.tenant_tables.items() if not table.partition}
 
-    def alike(self, source: str, pairs: Sequence[tuple[str, str]]) -> list[bool]:
+    def alike(self, table: LiveTable, pairs: Sequence[tuple[str, str]], *names: str) -> list[bool]:
         """Tell of each pair of expressions whether they say the same.
 
         Postgres itself parses and deparses both, in one EXPLAIN that runs nothing:
         spelling, casts that it adds and constants that it folds make no difference.
 
         Args:
-            source: what FROM says, for the columns to be known.
-            pairs: expressions over it.
+            table: whose columns they are about.
+            pairs: expressions over them.
+            names: what they call its row; none: the table's own name.
         """
         if not pairs:
             return []
+        # Of a distributed table EXPLAIN shows a worker's answer, and no expression; of its row type it shows them.
+        row = f"unnest(NULL::{table.name}[])" if self.distributed else table.name
+        source = ", ".join(f"{row} AS {name}" for name in names or (self.quote(table.relname),))
         try:
             with self.connection.begin_nested():
                 output = self._deparsed(source, [expression for pair in pairs for expression in pair])
         except DBAPIError:  # one of them names what is not there: find out which
             if len(pairs) == 1:
                 return [False]
-            return [same for pair in pairs for same in self.alike(source, [pair])]
+            return [same for pair in pairs for same in self.alike(table, [pair], *names)]
         return [output[at] == output[at + 1] for at in range(0, len(output), 2)]
 
     def _deparsed(self, source: str, expressions: Sequence[str]) -> list[str]:

@@ -162,6 +162,10 @@ CODES: Mapping[str, Severity] = {
     "fillfactor": _M,
     "column-storage": _M,
     "partition-missing": _H,
+    # shards
+    "shard-open": _C,
+    "shard-changed": _H,
+    "shard-unseen": _H,
     # replication
     "publication": _L,
     # versions

@@ -5,6 +5,7 @@ from typing import Any
 
 from sqlalchemy import Row
 
+from ibex_db_core.distribution import profile
 from ibex_db_core.doctor.catalog import Audit
 from ibex_db_core.doctor.findings import Finding, Severity, finding
 from ibex_db_core.doctor.reach import services
@@ -111,6 +112,9 @@ def _wanted(audit: Audit, *, signed: bool) -> Sequence[Function]:
         if table.mapped is not None
         for function in table.guards.functions
     ]
+    if audit.distributed:
+        there = {function.signature: function for function in profile.functions(audit.metadata)}
+        declared = list({**{function.signature: function for function in declared}, **there}.values())
     return [*trigger_functions(), SIGNED_ORG, *declared]
 
 

@@ -120,7 +120,7 @@ def _wrong(audit: Audit, table: LiveTable, pairs: Sequence[tuple[_Live, Policy]]
             [live.using, live.check if live.check is not None else live.using],
         )
         spoken += [(live.name, expression or "NULL::boolean", wanted.using) for expression in expressions]
-    same = audit.alike(table.name, [(_told(expression), _told(wanted)) for _, expression, wanted in spoken])
+    same = audit.alike(table, [(_told(expression), _told(wanted)) for _, expression, wanted in spoken])
     return wrong | {name for (name, _, _), alike in zip(spoken, same, strict=True) if not alike}
 
 

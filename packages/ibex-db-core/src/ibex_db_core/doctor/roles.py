@@ -24,6 +24,8 @@ _GRAVE = {"SUPERUSER", "BYPASSRLS", "REPLICATION", "CREATEROLE"}
 def check_roles(audit: Audit) -> Iterator[Finding]:
     """Our roles exist, cannot log in, and have no power of their own."""
     live = {row.rolname: row for row in audit.rows(_ROLES, roles=list(ROLES))}
+    # The nodes of a cluster connect to each other under these names.
+    idle = {word for word in _ATTRIBUTES.values() if word != "LOGIN" or not audit.distributed}
     for role in ROLES:
         if role not in live:
             yield finding(
@@ -33,7 +35,7 @@ def check_roles(audit: Audit) -> Iterator[Finding]:
                 f"CREATE ROLE {role} NOLOGIN NOSUPERUSER NOBYPASSRLS NOCREATEDB NOCREATEROLE",
             )
             continue
-        has = [word for attribute, word in _ATTRIBUTES.items() if getattr(live[role], attribute)]
+        has = [word for attribute, word in _ATTRIBUTES.items() if word in idle and getattr(live[role], attribute)]
         if has:
             grave = bool(_GRAVE & set(has))
             yield finding(

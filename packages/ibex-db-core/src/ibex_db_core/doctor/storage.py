@@ -59,7 +59,7 @@ def check_indexes(audit: Audit) -> Iterator[Finding]:
                 predicates.setdefault(table.oid, []).append((index, name, row.predicate, row.definition))
     for oid, found in predicates.items():
         pairs = [(live, definitions.predicate(index) or "") for index, _, live, _ in found]
-        same = audit.alike(audit.tables[oid].name, pairs)
+        same = audit.alike(audit.tables[oid], pairs)
         yield from (_changed(i[1], i[0], i[3]) for i, alike in zip(found, same, strict=True) if not alike)
 
 

@@ -2,9 +2,10 @@
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
+from ibex_db_core.distribution import profile
 from ibex_db_core.doctor.catalog import Audit, LiveTable
 from ibex_db_core.doctor.findings import Finding, Severity, finding
 from ibex_db_core.guards import Trigger
@@ -43,14 +44,14 @@ def check_triggers(audit: Audit) -> Iterator[Finding]:
         found = _Live(row.name, row.enabled, row.cloned, row.definition)
         live[cast("int", row.tgrelid)][found.name] = found
     for oid, table in audit.secured.items():
-        wanted = {} if table.partition else {made.name: made for made in _wanted(table)}
+        wanted = {} if table.partition else {made.name: made for made in _wanted(audit, table)}
         for name, made in wanted.items():
             if name not in live[oid]:
                 yield finding("trigger-missing", f"{name} on {table.name}", _risk(table, name), made.create())
         yield from _present(audit, table, wanted, live[oid])
 
 
-def _wanted(table: LiveTable) -> list[Trigger]:
+def _wanted(audit: Audit, table: LiveTable) -> list[Trigger]:
     own = trigger(
         table.relname,
         append_only=table.append_only,
@@ -58,7 +59,10 @@ def _wanted(table: LiveTable) -> list[Trigger]:
         tenant_column=table.tenant_column or "",
         schema=table.schema,
     )
-    return [own, *table.guards.triggers]
+    # The catalog says a name without the quotes that SQL wants.
+    there = profile.triggers(audit.metadata) if audit.distributed else ()
+    unlinks = [replace(made, name=made.name.strip('"')) for parent, made in there if parent == table.relname]
+    return [own, *table.guards.triggers, *unlinks]
 
 
 def _risk(table: LiveTable, name: str) -> str:
@@ -102,7 +106,7 @@ def _alike(audit: Audit, table: LiveTable, live: str, wanted: str) -> bool:
         return False
     if left["when"] is None or right["when"] is None:
         return left["when"] == right["when"]
-    return audit.alike(f"{table.name} AS new, {table.name} AS old", [(left["when"], right["when"])])[0]
+    return audit.alike(table, [(left["when"], right["when"])], "new", "old")[0]
 
 
 def _plain(words: str) -> str:

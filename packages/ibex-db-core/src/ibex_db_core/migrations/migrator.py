@@ -120,7 +120,8 @@ class Migrator:
 
         Raises:
             ConfigurationError: no scratch, and the embedded Postgres is not installed.
-            MigrationError: no such revision, the database is at one that no installed wheel has, or a step fails.
+            MigrationError: no such revision, the database is at one that no installed wheel has, a step fails, or there
+                are steps and the database is distributed.
         """
         from ibex_db_core.migrations import planning
 

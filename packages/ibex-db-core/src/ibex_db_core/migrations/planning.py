@@ -11,6 +11,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Row, event, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from ibex_db_core.distribution.cluster import is_distributed
 from ibex_db_core.engine import EngineSettings, create_engine
 from ibex_db_core.errors import ConfigurationError, EmbeddedPostgresError, MigrationError
 from ibex_db_core.migrations import moving, runner
@@ -50,6 +51,12 @@ async def plan(engine: AsyncEngine, revision: str, *, down: bool, scratch: str |
                 f"the database is at {', '.join(strangers)}, which no installed wheel has: install one that does"
             )
         heads, steps = await live.run_sync(lambda one: runner.pending(one, script, revision, down=down))
+        if await live.run_sync(is_distributed) and steps:
+            raise MigrationError(
+                "this database is distributed, and a dry run looks at a copy on one machine, whose locks are not those "
+                "of shards: read the SQL with `ibex-db upgrade --sql`, and try it on a cluster restored from a backup. "
+                "Then, with services stopped, `ibex-db upgrade` and `ibex-db distribute`"
+            )
         async with _alone():
             lost = await live.run_sync(lambda one: moving.each_lost(one, script, steps, heads))
         rows = {row.name: int(row.rows) if row.counted else None for row in await live.execute(_SIZES)}

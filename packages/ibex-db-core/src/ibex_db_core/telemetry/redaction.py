@@ -43,6 +43,7 @@ _PATTERNS: Sequence[tuple[re.Pattern[str], str]] = (
     ),
 )
 
+_REMOVED = "(message removed)"
 _DRIVERS = ("sqlalchemy", "asyncpg", "pgvector")
 
 # What the standard library puts into a record; whatever else is there is an extra of the caller's.
@@ -125,16 +126,22 @@ def _error(exc: BaseException) -> str:
         return ", ".join(facts) or (type(exc).__doc__ or "").splitlines()[0]
     if type(exc).__module__.partition(".")[0] in _DRIVERS:
         sqlstate = getattr(exc, "sqlstate", None) or getattr(getattr(exc, "orig", None), "sqlstate", None)
-        return f"sqlstate={sqlstate}" if sqlstate else "(message removed)"
+        return f"sqlstate={sqlstate}" if sqlstate else _REMOVED
     return redact(str(exc))
 
 
-def _told(exc: BaseException, met: set[int]) -> Iterator[str]:
-    """Yield a traceback's lines as Python writes them, but for the errors' messages."""
+def _told(exc: BaseException, met: set[int], *, of_value: bool = False) -> Iterator[str]:
+    """Yield a traceback's lines as Python writes them, but for the errors' messages.
+
+    Args:
+        exc: the error, told after what it was raised from.
+        met: the errors that have been told.
+        of_value: a value was refused because of it, so that its message may quote it, as an enum's ValueError does.
+    """
     met.add(id(exc))
     before = exc.__cause__ if exc.__cause__ is not None else None if exc.__suppress_context__ else exc.__context__
     if before is not None and id(before) not in met:
-        yield from _told(before, met)
+        yield from _told(before, met, of_value=of_value or isinstance(exc, InvalidInputError))
         yield (
             "\nThe above exception was the direct cause of the following exception:\n\n"
             if exc.__cause__ is not None
@@ -144,7 +151,8 @@ def _told(exc: BaseException, met: set[int]) -> Iterator[str]:
         yield "Traceback (most recent call last):\n"
         yield from traceback.format_tb(exc.__traceback__)
     kind = type(exc)
-    yield f"{kind.__module__}.{kind.__qualname__}: {_error(exc)}\n"
+    said = _REMOVED if of_value and not isinstance(exc, IbexError) else _error(exc)
+    yield f"{kind.__module__}.{kind.__qualname__}: {said}\n"
     for note in cast("Sequence[object]", getattr(exc, "__notes__", ())):
         yield f"{redact(note)}\n"
     if isinstance(exc, BaseExceptionGroup):

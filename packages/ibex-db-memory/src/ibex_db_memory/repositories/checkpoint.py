@@ -10,6 +10,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 
 from ibex_db_core import validation
 from ibex_db_core.errors import IllegalTransitionError, NotFoundError
+from ibex_db_core.savepoints import note_rows
 from ibex_db_core.steps import SteppedRepository
 from ibex_db_core.types import JsonObject
 from ibex_db_memory.errors import CheckpointDamagedError
@@ -80,6 +81,7 @@ class Checkpoints(SteppedRepository[Session]):
         while True:
             checkpoint = (await self._execute(_CHECKPOINT, parameters)).scalars().one_or_none()
             if checkpoint is not None:
+                note_rows(self._session, [[checkpoint]], made=True)
                 return cast("Checkpoint", checkpoint)
             status = await self._status(parameters["session_id"])
             if status in _ENDED:  # otherwise it has been resumed this very moment

@@ -11,6 +11,7 @@ from sqlalchemy.dialects.postgresql import insert
 
 from ibex_db_core import validation
 from ibex_db_core.errors import InvalidInputError, NotFoundError
+from ibex_db_core.savepoints import note_rows
 from ibex_db_core.steps import illegal
 from ibex_db_core.types import JsonObject
 from ibex_db_memory.models import Checkpoint, Session, SessionStatus
@@ -158,13 +159,15 @@ class SessionRepository(Checkpoints):
         elements, predicate = self._unique_key("sessions_external_id_key")
         statement = insert(self._table).values(values)
         statement = statement.on_conflict_do_nothing(index_elements=elements, index_where=predicate)
+        inserting, made = statement.returning(self._table.c["id"]), False
         same = (Session.agent_id == agent_id, Session.external_id == external_id)
         while True:
             # Most calls find it.  Where it is missing, whoever inserts first wins, and the others find it next time.
             found = (await self._execute(self._select().where(*same))).scalars().one_or_none()
             if found is not None:
+                note_rows(self._session, [[found]] if made else [], made=True)
                 return cast("Session", found)
-            await self._execute(statement)
+            made = (await self._execute(inserting)).scalar_one_or_none() is not None
 
     async def activate(self, session_id: UUID) -> Session:
         """Say that an initializing or resuming run is up; it is ACTIVE.

@@ -148,7 +148,10 @@ _TAGS_FOUND = (
     select(func.count())
     .select_from(MemoryTag)
     .where(
-        MemoryTag.org_id == Memory.org_id, MemoryTag.memory_id == Memory.id, MemoryTag.tag == _list("tags_all", Text())
+        # Not the memory's own: a count that is joined by org_id alone has Citus ask every shard.
+        MemoryTag.org_id == bindparam("org_id", type_=Uuid()),
+        MemoryTag.memory_id == Memory.id,
+        MemoryTag.tag == _list("tags_all", Text()),
     )
     .scalar_subquery()
 )

@@ -12,6 +12,7 @@ from sqlalchemy.orm import aliased
 from ibex_db_core import validation
 from ibex_db_core.errors import InvalidInputError, NotFoundError
 from ibex_db_core.repository import BaseRepository
+from ibex_db_core.savepoints import note_rows
 from ibex_db_core.steps import SteppedRepository, illegal
 from ibex_db_tenancy.models import Agent, Directive, DirectiveVersion, DirectiveVersionStatus
 from ibex_db_tenancy.models.directive import VERSION_STEPS, content_hash
@@ -214,7 +215,9 @@ class DirectiveRepository(BaseRepository[Directive]):
             list(given), versions.with_only_columns(*given.values()), include_defaults=False
         )
         made = await self._execute(select(DirectiveVersion).from_statement(statement.returning(DirectiveVersion)))
-        return cast("DirectiveVersion", made.scalars().one())
+        version = cast("DirectiveVersion", made.scalars().one())
+        note_rows(self._session, [[version]], made=True)
+        return version
 
     async def submit(self, version_id: UUID) -> DirectiveVersion:
         """Hand a draft in for review.

@@ -12,7 +12,6 @@ from ibex_db_core import validation
 from ibex_db_core.base import Base
 from ibex_db_core.errors import NotFoundError
 from ibex_db_core.repository import BaseRepository
-from ibex_db_core.sharding import is_sharded
 from ibex_db_tenancy.erasure import BATCH, Doomed, Erased, doomed_with, fingerprint_sql, forget_loaded, lock_number
 from ibex_db_tenancy.models.erasure import KEY_BYTES, ErasureKey, ErasureReceipt, ErasureTombstone
 
@@ -76,7 +75,7 @@ class Erasing(BaseRepository[T]):
         }
         await self._flush()
         # A savepoint: whoever catches an error and goes on finds nothing half erased.
-        async with self._session.begin_nested():
+        async with self._savepoint():
             org_id = self._org_id or await self._organization_of(ident)
             # Before anything is looked at: an import that goes on beside may just be bringing the row in.
             await self._execute(_LOCK, {"number": lock_number(org_id)})
@@ -120,7 +119,7 @@ class Erasing(BaseRepository[T]):
                     fingerprint_sql(one.table, subject, key),
                 ).where(one.where)
                 into = ["org_id", "receipt_id", "subject_kind", "subject_id", "fingerprint"]
-                if is_sharded(self._session.get_bind()):  # which refuses INSERT ... SELECT where policies apply
+                if await self._is_sharded():  # which refuses INSERT ... SELECT where policies apply
                     gone = [dict(zip(into, found, strict=True)) for found in (await self._execute(row)).all()]
                     for start in range(0, len(gone), BATCH):
                         await self._execute(insert(ErasureTombstone).values(gone[start : start + BATCH]))

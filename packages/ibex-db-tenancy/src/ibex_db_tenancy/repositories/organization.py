@@ -200,7 +200,7 @@ class OrganizationRepository(SteppedRepository[Organization]):
             "erased_by": validation.check(OrganizationErasure, "erased_by", actor),
         }
         await self._flush()
-        async with self._session.begin_nested():
+        async with self._savepoint():
             # The organization itself first: a new row of it checks its foreign key, and so waits for us.
             doomed = doomed_with_organization(Base.metadata, ident)
             counts, ends = await count(self._execute, doomed)

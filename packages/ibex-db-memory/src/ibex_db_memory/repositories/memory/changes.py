@@ -9,7 +9,7 @@ from sqlalchemy import Boolean, Text, Uuid, bindparam, func, select, text
 
 from ibex_db_core import validation
 from ibex_db_core.errors import IllegalTransitionError, InvalidInputError, NotFoundError
-from ibex_db_core.sharding import is_sharded, set_local
+from ibex_db_core.sharding import set_local
 from ibex_db_core.steps import SteppedRepository
 from ibex_db_memory.models import MEMORY_STEPS, Memory, MemoryStatus, VersionOperation
 from ibex_db_memory.models.standing import POINTERS, WAYS_OUT
@@ -120,7 +120,7 @@ class Changes(SteppedRepository[Memory]):
             "operation": "" if operation is None else operation.value,
         }
         await self._ready()
-        async with self._session.begin_nested():
+        async with self._savepoint():
             before = await self._tell(told)
             yield
             await self._flush()
@@ -128,7 +128,7 @@ class Changes(SteppedRepository[Memory]):
 
     async def _tell(self, told: Mapping[str, str]) -> Sequence[str | None]:
         """Tell the triggers why, by whom and what; return what they were told before."""
-        if not is_sharded(self._session.get_bind()):
+        if not await self._is_sharded():
             return cast("Sequence[str | None]", (await self._execute(_TELL, told)).one())
         before = cast("Sequence[str | None]", (await self._execute(_TOLD_BEFORE)).one())
         for name, said in told.items():

@@ -185,7 +185,7 @@ class Importing(Moving):
         size = validation.integer("batch_size", options.batch_size, 1, 10_000)
         await self._flush()
         await self._ready()
-        async with self._session.begin_nested():
+        async with self._savepoint():
             loader = await self._loader(include_erased=options.include_erased, on_item=options.on_item)
             batch: list[Incoming] = []
             number = 0

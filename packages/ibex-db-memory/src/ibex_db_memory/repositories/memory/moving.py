@@ -122,7 +122,7 @@ class Moving(Spaces):
         await self._flush()
         await self._ready()
         # A savepoint: whoever catches the error and goes on finds nothing half written.
-        async with self._session.begin_nested():
+        async with self._savepoint():
             loader = await self._loader(include_erased=include_erased, on_item=on_item)
             reader = Reader(lines, loader.space.dimensions)
             async with aclosing(reader.records()) as records:
@@ -145,7 +145,7 @@ class Moving(Spaces):
             include_erased=include_erased,
             on_item=on_item,
             space=await self._space_now(hold=True),
-            sharded=self._sharded,
+            sharded=await self._is_sharded(),
         )
 
     async def _places(

@@ -60,7 +60,7 @@ class Past(Wording):
             words=text is not None,
             floor=least is not None,
             beside=space.beside,
-            sharded=self._sharded,
+            sharded=await self._is_sharded(),
         )
         rows = (await self._execute(statement, parameters)).mappings().all()
         hits = [

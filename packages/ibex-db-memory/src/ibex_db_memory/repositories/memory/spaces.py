@@ -10,7 +10,6 @@ from sqlalchemy import ARRAY, Uuid, bindparam, text
 from ibex_db_core import validation
 from ibex_db_core.errors import InvalidInputError, RuleViolationError
 from ibex_db_core.repository import BaseRepository
-from ibex_db_core.sharding import is_sharded
 from ibex_db_core.types import Vector
 from ibex_db_memory.models import Memory
 from ibex_db_memory.search.spaces import AT_HOME, Beliefs, Space, beliefs_of, now_active
@@ -79,11 +78,6 @@ class Spaces(BaseRepository[Memory]):
         parameters = {"org_id": self._tenant, "ids": ids, **space.parameters}
         rows = (await self._execute(_READ[space.id is not None], parameters)).all()
         return {ident: cast("Sequence[float]", embedding) for ident, embedding in rows}
-
-    @property
-    def _sharded(self) -> bool:
-        """Tell whether statements go through Citus, which takes less in one of them."""
-        return is_sharded(self._session.get_bind())
 
     @property
     def _beliefs(self) -> Beliefs:

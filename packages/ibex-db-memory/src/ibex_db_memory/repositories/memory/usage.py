@@ -10,6 +10,7 @@ from sqlalchemy.orm.util import identity_key
 from ibex_db_core import validation
 from ibex_db_core.errors import InvalidInputError
 from ibex_db_core.repository import BaseRepository
+from ibex_db_core.savepoints import note_written
 from ibex_db_memory.models import Memory
 from ibex_db_memory.repositories.memory import turns
 
@@ -121,8 +122,10 @@ class Usage(BaseRepository[Memory]):
             return 0
         await turns.take(self._session, self._tenant, idents)
         rows = await self._rows(statement, {"org_id": self._tenant, "ids": idents, **parameters})
-        for ident, *values in rows:
-            loaded = self._session.identity_map.get(identity_key(Memory, (self._tenant, ident)))
+        keys = [identity_key(Memory, (self._tenant, ident)) for ident, *_ in rows]
+        note_written(self._session, keys)
+        for key, (_, *values) in zip(keys, rows, strict=True):
+            loaded = self._session.identity_map.get(key)
             for name, value in zip(_KEPT_BY_BOOKS, values, strict=True) if loaded is not None else ():
                 set_committed_value(loaded, name, value)
         return len(rows)

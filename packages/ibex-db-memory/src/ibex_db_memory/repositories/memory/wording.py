@@ -40,7 +40,8 @@ class Wording(Spaces):
     async def _worded(self, text: str, filters: Filters, limit: int, *, fresh: bool, explain: bool) -> Hits:
         corpus = await self._corpus(filters, fresh=fresh)
         parameters = {**self._words(text, filters, corpus), "limit": limit}
-        rows = await self._rows(lexical.statement(filters.shape, sharded=self._sharded), parameters)
+        statement = lexical.statement(filters.shape, sharded=await self._is_sharded())
+        rows = await self._rows(statement, parameters)
         hits = [
             Hit(memory, score, None, score, HitParts(lexical_rank=place) if explain else None)
             for place, (memory, score) in enumerate(rows, 1)
@@ -77,7 +78,7 @@ class Wording(Spaces):
         exact: bool,
         explain: bool,
     ) -> Hits:
-        if self._sharded and space.id is not None:
+        if space.id is not None and await self._is_sharded():
             raise InvalidInputError(
                 "text",
                 text,
@@ -109,9 +110,8 @@ class Wording(Spaces):
     ) -> tuple[list[Hit], int]:
         """Return the hits, and how many candidates the vector leg brought: at least as many as there are, if any."""
         floor = "min_similarity" in parameters
-        statement = fusion.statement(
-            filters.shape, exact=exact, floor=floor, beside=space.beside, sharded=self._sharded
-        )
+        is_sharded = await self._is_sharded()
+        statement = fusion.statement(filters.shape, exact=exact, floor=floor, beside=space.beside, sharded=is_sharded)
         rows = await self._rows(statement, parameters)
         hits = [
             Hit(memory, score, similarity, said, HitParts(*parts) if explain else None)

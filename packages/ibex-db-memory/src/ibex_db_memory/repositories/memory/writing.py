@@ -25,6 +25,7 @@ from ibex_db_core.errors import (
     RuleViolationError,
     SerializationError,
 )
+from ibex_db_core.savepoints import note_rows
 from ibex_db_core.types import JsonObject, VectorLike
 from ibex_db_memory.content import content_hash
 from ibex_db_memory.drafts import CheckedDraft, MemoryDraft, check_draft, check_embedding
@@ -230,7 +231,7 @@ class Writing(Finding):
         batch: Sequence[CheckedDraft] = ()
         try:
             # A savepoint: whoever catches the error and goes on finds nothing half written.
-            async with self._session.begin_nested(), aclosing(_batches(drafts, batch_size)) as batches:
+            async with self._savepoint(), aclosing(_batches(drafts, batch_size)) as batches:
                 async for batch in batches:
                     outcomes.extend(await self._remember_batch(batch, len(outcomes)))
                     if progress is not None:
@@ -282,7 +283,8 @@ class Writing(Finding):
         space = await self._space_of([draft])
         values = {"org_id": self._tenant, **draft.values}
         insert, tagged = statements.INSERT_ONE, values
-        if self._sharded:
+        is_sharded = await self._is_sharded()
+        if is_sharded:
             tagged = values if space.id is None else {**values, "embedding": None}
         elif space.id is not None:
             insert, tagged = statements.INSERT_BESIDE, {**values, "tags": list(draft.tags), **space.parameters}
@@ -290,8 +292,9 @@ class Writing(Finding):
             insert, tagged = statements.INSERT_TAGGED, {**values, "tags": list(draft.tags)}
         for _ in range(_TRIES):
             if rows := await self._inserted(insert, tagged):
-                if self._sharded:
+                if is_sharded:
                     await sharded.insert_beside(self._insert, [draft], self._tenant, space)
+                note_rows(self._session, rows, made=True)
                 self._count_anew(1)
                 return cast("Memory", rows[0][0]), True
             twin = (await self._execute(statements.TWIN_OF_ONE, values, populate_existing=True)).one_or_none()
@@ -366,7 +369,7 @@ class Writing(Finding):
 
     async def _kept(self, statement: Executable, rows: Sequence[CheckedDraft], space: Space) -> Sequence[Sequence[Any]]:
         """Run a batch's statement, or its steps where statements go through Citus; see statements.REMEMBER_MANY."""
-        if self._sharded:
+        if await self._is_sharded():
             return await sharded.remember_many(self._insert, rows, self._tenant, space)
         parameters = {**statements.columns_of(rows, self._tenant, self._binary), **space.parameters}
         return (await self._insert(statement, parameters)).all()
