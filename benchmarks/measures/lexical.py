@@ -21,7 +21,7 @@ NAIVE = "hand-written BM25 over search_vector, policies on"
 # In larger tenants the naive way takes seconds a search.
 _NAIVE_UP_TO = 10_000
 
-# The function memories_bm25 (migration memory_0007) and the lookup of what it finds, in one plain statement.
+# The function memories_bm25 (migration memory_0009) and the lookup of what it finds, in one plain statement.
 _FOUND = """
 WITH asked AS (
     SELECT number, times::float8 AS tf,

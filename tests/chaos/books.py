@@ -1,5 +1,6 @@
 """What services were told of their writes, organization by organization, and what must then be in the database."""
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from ibex_db_core import Base
 from ibex_db_core.policies import tenant_tables
 
 _ROWS = """
-    SELECT m.content, m.deleted_at IS NOT NULL AS gone,
+    SELECT m.content, m.embedding::text AS embedding, m.deleted_at IS NOT NULL AS gone,
         EXISTS (SELECT FROM ibex_core.memory_versions v WHERE v.org_id = m.org_id AND v.memory_id = m.id) AS versioned
     FROM ibex_core.memories m WHERE m.org_id = $1
 """
@@ -33,6 +34,7 @@ class Book:
 
     Attributes:
         kept: content to id: COMMIT was answered, and nobody has forgotten it since.
+        vectors: what each content was to be kept with, told or not.
         unknown: contents whose COMMIT was not answered, or whose task was cancelled.
         batches: contents of one transaction of that kind: all of them are there, or none.
         forgotten: forgetting was acknowledged; perhaps_forgotten: it may have been done.
@@ -46,6 +48,7 @@ class Book:
     agent_id: UUID
     run_id: UUID
     kept: dict[str, UUID] = field(default_factory=dict[str, UUID])
+    vectors: dict[str, list[float]] = field(default_factory=dict[str, list[float]])
     unknown: set[str] = field(default_factory=set[str])
     batches: list[frozenset[str]] = field(default_factory=list[frozenset[str]])
     forgotten: set[str] = field(default_factory=set[str])
@@ -82,9 +85,19 @@ class Book:
         wrong += [f"forgotten by nobody: {one}" for one in self.kept if there.get(one, False)]
         wrong += [f"not forgotten, though acknowledged: {one}" for one in self.forgotten if not there.get(one, True)]
         wrong += [f"expired, and not swept: {one}" for one in self.fleeting if not there.get(one, True)]
+        wrong += [f"with another vector: {row['content']}" for row in rows if not self._is_its_own(row)]
         wrong += [f"no version of it: {row['content']}" for row in rows if not row["versioned"]]
         wrong += [f"half a transaction: {sorted(b)}" for b in self.batches if len(b & there.keys()) not in {0, len(b)}]
         return wrong
+
+    def _is_its_own(self, row: asyncpg.Record) -> bool:
+        wanted = self.vectors.get(row["content"])
+        if wanted is None:
+            return True  # nobody wrote it, which is found by itself
+        found = [float(one) for one in (row["embedding"] or "[]")[1:-1].split(",") if one]
+        return len(found) == len(wanted) and all(
+            math.isclose(*two, abs_tol=1e-5) for two in zip(found, wanted, strict=True)
+        )
 
     async def _run(self, admin: asyncpg.Connection) -> list[str]:
         run = await admin.fetchrow(_RUN, self.org_id, self.run_id)

@@ -19,7 +19,10 @@ from ibex_db_core.provisioning import PLATFORM_LOGIN, SERVICE_LOGIN
 _LOGINS = f"('{SERVICE_LOGIN}', '{PLATFORM_LOGIN}')"
 _BACKENDS = f"SELECT pid FROM pg_stat_activity WHERE usename IN {_LOGINS}"
 
-_BROKEN = (asyncpg.InterfaceError, asyncpg.InternalClientError)
+_LOST = (
+    *(OSError, asyncpg.PostgresConnectionError, asyncpg.OperatorInterventionError),
+    *(asyncpg.InterfaceError, asyncpg.InternalClientError),
+)
 
 # Nothing is recovered here that took longer to write.
 _UP_AGAIN_SECONDS = 60.0
@@ -31,7 +34,7 @@ class Storm:
 
     Attributes:
         patience: seconds after which a service gives an answer up: a stall is longer.
-        hit: how often each.
+        hit: how often each; one that found nothing to break is not counted.
     """
 
     server: EmbeddedPostgres
@@ -43,7 +46,7 @@ class Storm:
     hit: Counter[str] = field(default_factory=Counter[str])
 
     @property
-    def _every(self) -> Sequence[Callable[[], Awaitable[None]]]:
+    def _every(self) -> Sequence[Callable[[], Awaitable[bool | None]]]:
         return (
             self.terminate_backends,
             self.kill_a_backend,
@@ -57,6 +60,11 @@ class Storm:
             self.refuse_connections,
         )
 
+    @property
+    def missed(self) -> list[str]:
+        """Return the faults that have not come to pass yet."""
+        return [_named(fault) for fault in self._every if not self.hit[_named(fault)]]
+
     async def rage(self, seconds: float) -> None:
         """Break things for so long, and each at least once."""
         loop = asyncio.get_running_loop()
@@ -65,25 +73,29 @@ class Storm:
         while True:
             for fault in self.chance.sample(self._every, len(self._every)):
                 await asyncio.sleep(self.chance.uniform(0.5, 1.5) * min(pause, 3.0))
-                print(f"  {loop.time() - until + seconds:5.1f} s  {fault.__name__.replace('_', ' ')}")  # noqa: T201
-                await fault()
-                self.hit[fault.__name__.replace("_", " ")] += 1
-                if loop.time() > until and len(self.hit) == len(self._every):
+                print(f"  {loop.time() - until + seconds:5.1f} s  {_named(fault)}")  # noqa: T201
+                if await fault() is not False:
+                    self.hit[_named(fault)] += 1
+                if loop.time() > until and not self.missed:
                     return
 
-    async def terminate_backends(self) -> None:
+    async def terminate_backends(self) -> bool:
         """End some of the services' backends."""
+        ended = 0
         for row in await self._ask(_BACKENDS):
             if self.chance.random() < 0.5:
-                await self._ask("SELECT pg_terminate_backend($1)", row["pid"])
+                [found] = await self._ask("SELECT pg_terminate_backend($1)", row["pid"])
+                ended += bool(found[0])
+        return ended > 0
 
-    async def kill_a_backend(self) -> None:
+    async def kill_a_backend(self) -> bool:
         """Kill one in the middle of its work: Postgres ends all the others, and recovers from its log."""
         for _ in range(200):
             if found := await self._ask(f"{_BACKENDS} AND state = 'active' LIMIT 1"):
                 with suppress(ProcessLookupError):  # it may have ended on its own meanwhile
                     os.kill(found[0]["pid"], signal.SIGKILL)
-                    return
+                    return True
+        return False
 
     async def kill_the_server(self) -> None:
         """Kill the postmaster, and start another."""
@@ -118,14 +130,19 @@ class Storm:
         self.network.resume()
 
     async def hold_a_lock(self) -> None:
-        """Hold the memories' table for longer than lock_timeout."""
-        admin = await self._admin()
-        try:
-            async with admin.transaction():
-                await admin.execute("LOCK TABLE ibex_core.memories IN EXCLUSIVE MODE")
-                await asyncio.sleep(self.lock_timeout * 1.5)
-        finally:
-            admin.terminate()
+        """Hold the memories' table for longer than lock_timeout; once more where it was broken before it had it."""
+        while True:
+            admin = await self._admin()
+            try:
+                async with admin.transaction():
+                    await admin.execute("LOCK TABLE ibex_core.memories IN EXCLUSIVE MODE")
+                    await asyncio.sleep(self.lock_timeout * 1.5)
+            except (asyncpg.DeadlockDetectedError, *_LOST):
+                await asyncio.sleep(0.1)
+            else:
+                return
+            finally:
+                admin.terminate()
 
     async def refuse_connections(self) -> None:
         """Give the service's login fewer connections than it needs, and end those that it has."""
@@ -140,7 +157,7 @@ class Storm:
             admin = await self._admin()
             try:
                 found: list[asyncpg.Record] = await admin.fetch(query, *arguments)
-            except (OSError, asyncpg.PostgresConnectionError, asyncpg.OperatorInterventionError, *_BROKEN):
+            except _LOST:
                 await asyncio.sleep(0.1)
             else:
                 return found
@@ -155,3 +172,7 @@ class Storm:
                     return await asyncpg.connect(self.server.url(self.database))
                 except (OSError, asyncpg.PostgresError):
                     await asyncio.sleep(0.1)
+
+
+def _named(fault: Callable[[], Awaitable[bool | None]]) -> str:
+    return fault.__name__.replace("_", " ")

@@ -28,6 +28,7 @@ _BATCH = 20
 _PAUSE_SECONDS = 0.3
 _WRITERS_OF_THE_DOOMED = 3
 _SCRATCH = "chaos_scratch"
+_BACK = ("memory_0009", "memory_0008", "memory_0007", "memory_0006")
 
 _FROM_ASYNCPG = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 _EXPECTED = (TransientError, CommitUnknownError, StatementTimeoutError)
@@ -53,6 +54,7 @@ class Sweeps:
     errors: list[str] = field(default_factory=list[str])
     done: Counter[str] = field(default_factory=Counter[str])
     told: Counter[str] = field(default_factory=Counter[str])
+    _back: int = 0
 
     def every(self) -> Sequence[Callable[[], Awaitable[None]]]:
         """Return what is to be repeated, each in a task of its own."""
@@ -125,13 +127,18 @@ class Sweeps:
                 return
 
     async def migrate(self) -> None:
-        """Take the newest revision back and bring it again, from two pods at once."""
+        """Take back what builds the index of words, and bring it again, from two pods at once.
+
+        What was broken off is gone on with, as an operator does: halfway turned round, it would never be through.
+        """
         try:
             async with self.db.migrator() as migrator:
-                # By its name: after an upgrade that failed, memory@-1 would be one too many.
-                *_, before, _newest = [step.id for step in await migrator.current() if step.wheel == "memory"]
-                await migrator.downgrade(before)
+                while self._back < len(_BACK):
+                    await migrator.downgrade(_BACK[self._back])
+                    self._back += 1
+                    self.done["revisions taken back"] += 1
             await asyncio.gather(self._upgrade(), self._upgrade())
+            self._back = 0
         except MigrationError as error:
             if not isinstance(error.__cause__, _EXPECTED) and not _broken(error):
                 raise
@@ -139,7 +146,7 @@ class Sweeps:
 
     async def _upgrade(self) -> None:
         async with self.db.migrator() as migrator:
-            await migrator.upgrade()
+            self.done["revisions brought"] += len(await migrator.upgrade())
 
     async def index(self) -> None:
         """Build an index concurrently, and drop it."""

@@ -8,9 +8,10 @@ import os
 import random
 import secrets
 import shutil
+import socket
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, replace
 
 import asyncpg
@@ -24,7 +25,7 @@ from works import Works
 
 from ibex_db import Database, EngineSettings, IbexError
 from ibex_db_core.embedded import EmbeddedPostgres
-from ibex_db_core.provisioning import PLATFORM_LOGIN, SERVICE_LOGIN, Cluster
+from ibex_db_core.provisioning import Cluster
 
 SECONDS = float(os.environ.get("IBEX_CHAOS_SECONDS", "20"))
 ORGANIZATIONS = 4
@@ -45,11 +46,12 @@ PATIENCE = SETTINGS.statement_timeout + SETTINGS.network_timeout
 # Until a backend whose client is gone has noticed, and a pool has thrown away what broke.
 _HEALED_SECONDS = 60.0
 
-_LEFT = f"""
+# Every client's, whoever it logged in as, but ours that asks; what PgBouncer keeps is its own.
+_LEFT = """
     SELECT application_name || ', ' || usename AS pool, count(*) AS backends,
         count(*) FILTER (WHERE state LIKE 'idle in transaction%') AS idle
-    FROM pg_stat_activity WHERE usename IN ('{SERVICE_LOGIN}', '{PLATFORM_LOGIN}')
-        AND application_name IN ('chaos straight', 'chaos proxy') GROUP BY pool -- what PgBouncer keeps is its own
+    FROM pg_stat_activity WHERE datname = current_database() AND backend_type = 'client backend'
+        AND pid <> pg_backend_pid() AND application_name <> 'chaos pgbouncer' GROUP BY pool
 """
 
 
@@ -73,11 +75,21 @@ class Sea:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPostgres]:
-    embedded = EmbeddedPostgres(tmp_path_factory.mktemp("chaos") / "home")
+    embedded = EmbeddedPostgres(tmp_path_factory.mktemp("chaos") / "home", port=_port())
     with embedded:
         asyncio.run(_migrate(Cluster.of(embedded)))
         yield embedded
     embedded.stop_and_wait()
+
+
+def _port() -> int:
+    """Return a port that no client is given for its own end while the server is down: it comes up there again."""
+    chance = secrets.SystemRandom()
+    while True:
+        port = chance.randint(20_000, 30_000)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 async def _migrate(cluster: Cluster) -> None:
@@ -232,7 +244,10 @@ async def test_nothing_is_lost_and_nobody_sees_anothers_rows_whatever_breaks(sea
     assert not wrong, "\n".join(wrong)
     assert await left_after_closing(sea) == {}
     # Each kind must have come to pass, or nothing was tried.
-    assert all(day.storm.hit.values())
+    assert day.storm.missed == []
+    assert day.works.done["search"] > 0
+    assert day.sweeps.done["revisions taken back"] > 0
+    assert day.sweeps.done["revisions brought"] > 0
     assert day.works.told["CommitUnknownError"] + day.works.told["CancelledError"] > 0
     assert all(book.acknowledged for book in day.books)
 

@@ -209,18 +209,25 @@ class Works:
         await self._write("look", book, work)
 
     async def search(self, book: Book) -> None:
-        """Search by vector, or by words."""
+        """Search what is known to be there, by its own vector or by its words: it comes first."""
         by_words = self.chance.random() < 0.5
-        vector = self._vector()
+        if not book.kept:
+            return
+        content = self.chance.choice([*book.kept])
+        ident, vector = book.kept[content], book.vectors[content]
 
         async def work(session: ScopedSession) -> None:
             memories = MemoryRepository(session)
+            # The content ends in a word that nobody else says.
             hits = await (
-                memories.search(text="ledger robin", limit=5)
-                if by_words
-                else memories.search(embedding=vector, limit=5)
+                memories.search(text=content, limit=5) if by_words else memories.search(embedding=vector, limit=5)
             )
             self._own(book, [(hit.memory.org_id, hit.memory.content) for hit in hits])
+            # One that is being forgotten meanwhile is in no book of kept ones any more.
+            gone = book.erased or book.perhaps_erased or content not in book.kept
+            if not gone and (not hits or hits[0].memory.id != ident):
+                how = "its words" if by_words else "its own vector"
+                self.wrong.append(f"{book.org_id} does not find {content} first by {how}")
 
         await self._write("search", book, work)
 
@@ -300,7 +307,7 @@ class Works:
             agent_id=book.agent_id,
             content=content,
             category="factual",
-            embedding=self._vector(),
+            embedding=self._vector(book, content),
             id=ident,
             expires_at=expires_at,
         )
@@ -310,7 +317,7 @@ class Works:
             "agent_id": book.agent_id,
             "content": content,
             "category": "factual",
-            "embedding": self._vector(),
+            "embedding": self._vector(book, content),
             "id": ident,
         }
 
@@ -320,8 +327,11 @@ class Works:
     def _some(self, book: Book) -> list[str]:
         return self.chance.sample([*book.kept], min(_SAMPLE, len(book.kept)))
 
-    def _vector(self) -> list[float]:
-        return [self.chance.uniform(-1.0, 1.0) for _ in range(384)]
+    def _vector(self, book: Book, content: str) -> list[float]:
+        """Return a content's vector: the same for each of its tries, and in the book."""
+        if content not in book.vectors:
+            book.vectors[content] = [self.chance.uniform(-1.0, 1.0) for _ in range(384)]
+        return book.vectors[content]
 
     def _content(self, book: Book) -> str:
         return f"{book.org_id} ledger {uuid4()}"

@@ -25,8 +25,8 @@ DRIFT = [
     ),
     Fault(
         "revision-pending",
-        "memory_0007",
-        "UPDATE ibex_core.alembic_version SET version_num = 'memory_0006' WHERE version_num = 'memory_0007'",
+        "memory_0010",
+        "UPDATE ibex_core.alembic_version SET version_num = 'memory_0009' WHERE version_num = 'memory_0010'",
         mendable=False,
     ),
     Fault(

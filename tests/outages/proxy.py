@@ -100,7 +100,8 @@ async def _connect(server: URL) -> tuple[asyncio.StreamReader, asyncio.StreamWri
 
 def _reset(writer: asyncio.StreamWriter) -> None:
     held: socket.socket | None = writer.get_extra_info("socket")
-    if held is not None and held.family == socket.AF_INET:
+    # -1: it broke by itself, and the loop has not told us yet.
+    if held is not None and held.fileno() >= 0 and held.family == socket.AF_INET:
         held.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
     writer.transport.abort()
 

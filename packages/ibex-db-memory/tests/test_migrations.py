@@ -1,5 +1,6 @@
 """The first migration: partitions, ownership, HOT updates, and back again."""
 
+import asyncio
 import random
 
 import asyncpg
@@ -10,6 +11,7 @@ from sqlalchemy import CheckConstraint, text
 from ibex_db_core.base import Base
 from ibex_db_core.database import Database
 from ibex_db_core.errors import AccessDeniedError, MigrationError
+from ibex_db_core.migrations import Migrator
 from ibex_db_core.tenant import ScopedSession
 from ibex_db_core.testing import TestDatabase
 from ibex_db_memory import MemoryRepository
@@ -70,6 +72,9 @@ async def test_up_and_down_and_up_again(ibex_db: Database) -> None:
             "memory_0005",
             "memory_0006",
             "memory_0007",
+            "memory_0008",
+            "memory_0009",
+            "memory_0010",
         ]
 
         assert await migrator.check() == []
@@ -190,27 +195,167 @@ async def test_an_agents_rows_go_with_it(ibex_db: Database, home: Home) -> None:
             assert await session.scalar(text(f"SELECT count(*) FROM ibex_core.{table}")) == 0
 
 
-async def test_words_of_before_their_index_are_found_and_an_index_that_is_there_is_taken(
+# -- the index of words, in a database that is in use
+
+_INDEXES = """
+SELECT c.relname, c.oid, x.indisvalid AS whole FROM pg_index x JOIN pg_class c ON c.oid = x.indexrelid
+WHERE c.relname ~ '^memories_(words|created_at|search_vector)_idx' ORDER BY 1
+"""
+_HALF = "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'ibex_core.{}'::regclass"
+_WORDS_OF_P03 = (
+    "CREATE INDEX CONCURRENTLY memories_words_idx_p03 ON ibex_core.memories_p03 "
+    "USING gin (ibex_core.memories_word_keys(org_id, search_vector)) WITH (fastupdate = off)"
+)
+_OLD_OF_P05 = "CREATE INDEX memories_search_vector_idx_p05 ON ibex_core.memories_p05 USING gin (search_vector)"
+
+
+async def _said(database: Database, home: Home) -> list[str]:
+    async with database.tenant(home.org_id) as session:
+        return [hit.memory.content for hit in await MemoryRepository(session).search(text="tea")]
+
+
+async def _remember_tea(database: Database, home: Home) -> None:
+    async with database.tenant(home.org_id) as session:
+        await MemoryRepository(session).remember(agent_id=home.agent_id, content="Likes tea.", category="factual")
+
+
+async def _plan(owner: asyncpg.Connection, words: str) -> str:
+    """Return how the search role finds words by the expression that an index may be over."""
+    async with owner.transaction():
+        await owner.execute("SET LOCAL ROLE ibex_search; SET LOCAL enable_seqscan = off")
+        rows = await owner.fetch(f"EXPLAIN SELECT id FROM ibex_core.memories WHERE {words}")
+    return "\n".join(row[0] for row in rows)
+
+
+async def test_words_are_found_by_an_index_at_each_step_to_the_new_one_and_back(
     ibex_db: Database, home: Home, owner: asyncpg.Connection
 ) -> None:
-    """What memory_0007 says of large tables: build a partition's indexes beforehand, and it does not do so again."""
-    async with ibex_db.tenant(home.org_id) as session:
-        await MemoryRepository(session).remember(agent_id=home.agent_id, content="Likes tea.", category="factual")
-    made = await owner.fetchval("SELECT pg_get_functiondef('ibex_core.memories_word_keys'::regproc)")
-    ready = "SELECT 'ibex_core.memories_words_idx_p03'::regclass::oid"
+    await _remember_tea(ibex_db, home)
+    body = "SELECT prosrc FROM pg_proc WHERE oid = 'ibex_core.memories_bm25'::regproc"
+    # What the function of each revision looks rows up by.
+    expressions = {
+        True: "ibex_core.memories_word_keys(org_id, search_vector) @> ARRAY['\\x00'::bytea]",
+        False: "search_vector @@ 'tea'::tsquery",
+    }
     async with ibex_db.migrator() as migrator:
-        await migrator.downgrade("memory_0006")
-        await owner.execute(f"SET ROLE ibex_owner; {made}; RESET ROLE")
-        await owner.execute(
-            "CREATE INDEX CONCURRENTLY memories_words_idx_p03 ON ibex_core.memories_p03 "
-            "USING gin (ibex_core.memories_word_keys(org_id, search_vector)) WITH (fastupdate = off)"
-        )
-        built = await owner.fetchval(ready)
+        for revision in ("memory_0009", "memory_0008", "memory_0007", "memory_0006"):
+            await migrator.downgrade(revision)
+            assert await _said(ibex_db, home) == ["Likes tea."], revision
+            if revision != "memory_0009":  # which comes down without the old index, and searches the new one
+                assert "memories_search_vector_idx" in await _plan(owner, expressions[False])
+        for revision in ("memory_0007", "memory_0008", "memory_0009", "memory_0010"):
+            await migrator.upgrade(revision)
+            new = "memories_word_keys" in await owner.fetchval(body)
+            assert new == (revision >= "memory_0009")
+            wanted = "memories_words_idx" if new else "memories_search_vector_idx"
+            assert wanted in await _plan(owner, expressions[new]), revision
+            assert await _said(ibex_db, home) == ["Likes tea."], revision
+
+
+async def test_an_index_of_a_partition_that_is_there_is_taken_and_half_a_one_is_built_anew(
+    ibex_db: Database, home: Home, owner: asyncpg.Connection
+) -> None:
+    await _remember_tea(ibex_db, home)
+    async with ibex_db.migrator() as migrator:
+        await migrator.downgrade("memory_0007")
+        await owner.execute("SET ROLE ibex_owner")
+        await owner.execute(_WORDS_OF_P03)
+        await owner.execute(_WORDS_OF_P03.replace("p03", "p05"))
+        await owner.execute("RESET ROLE")
+        await owner.execute(_HALF.format("memories_words_idx_p05"))
+        built = {row["relname"]: row["oid"] for row in await owner.fetch(_INDEXES)}
         await migrator.upgrade()
 
         assert await migrator.check() == []
-    async with ibex_db.tenant(home.org_id) as session:
-        hits = await MemoryRepository(session).search(text="tea")
+    after = {row["relname"]: row for row in await owner.fetch(_INDEXES)}
+    assert len(after) == 2 * 17
+    assert all(row["whole"] for row in after.values())
+    assert after["memories_words_idx_p03"]["oid"] == built["memories_words_idx_p03"]
+    assert after["memories_words_idx_p05"]["oid"] != built["memories_words_idx_p05"]
+    assert await _said(ibex_db, home) == ["Likes tea."]
 
-    assert [hit.memory.content for hit in hits] == ["Likes tea."]
-    assert await owner.fetchval(ready) == built
+
+async def test_a_build_that_died_can_be_taken_back_and_a_way_back_that_died_can_be_left(
+    ibex_db: Database, owner: asyncpg.Connection
+) -> None:
+    async with ibex_db.migrator() as migrator:
+        await migrator.downgrade("memory_0009")
+        # The old index, half built, and then somebody upgrades instead.
+        await owner.execute(f"SET ROLE ibex_owner; {_OLD_OF_P05}; RESET ROLE")
+        await owner.execute(_HALF.format("memories_search_vector_idx_p05"))
+        await migrator.upgrade()
+        assert await migrator.check() == []
+        # The new one, half built, and then somebody goes back instead.
+        await migrator.downgrade("memory_0007")
+        await owner.execute("SET ROLE ibex_owner")
+        await owner.execute(_WORDS_OF_P03)
+        await owner.execute("RESET ROLE")
+        await migrator.downgrade("memory_0006")
+
+        left = [row["relname"] for row in await owner.fetch(_INDEXES)]
+        assert len(left) == 17
+        assert all(name.startswith("memories_search_vector_idx") for name in left)
+        await migrator.upgrade()
+        assert await migrator.check() == []
+
+
+# -- who locks what first
+
+_WAITS = """
+SELECT l.pid FROM pg_locks l JOIN pg_database d ON d.oid = l.database
+WHERE d.datname = current_database() AND NOT l.granted AND l.relation = 'ibex_core.memories'::regclass
+"""
+# By anything stronger than what CREATE INDEX CONCURRENTLY and a writer hold.
+_HELD = """
+SELECT l.relation::regclass::text || ' ' || l.mode FROM pg_locks l
+WHERE l.pid = $1 AND l.granted AND l.mode IN ('ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock',
+    'AccessExclusiveLock') AND l.locktype = 'relation' AND EXISTS (
+        SELECT FROM pg_class c WHERE c.oid = l.relation AND c.relkind IN ('r', 'p') AND c.relname <> 'alembic_version')
+"""
+
+
+async def test_no_revision_holds_a_partition_while_it_waits_for_memories(
+    ibex_test_database: TestDatabase, owner: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Services lock memories first and then a partition: whoever does it the other way round has one of them fail."""
+    monkeypatch.setenv("IBEX_MEMORY_PARTITIONS", "2")
+    url = ibex_test_database.cluster.url(ibex_test_database.name).render_as_string(hide_password=False)
+    # Asks nothing itself: a concurrent build would wait for its snapshot.
+    reader = await asyncpg.connect(url)
+    async with ibex_test_database.connect() as database, database.migrator() as migrator:
+        await migrator.downgrade("memory@base", allow_destructive=True)
+        steps = [step.id for step in await migrator.upgrade() if step.wheel == "memory"]
+        waited: set[str] = set()
+
+        async def move(revision: str, name: str, *, down: bool) -> None:
+            reading = reader.transaction()
+            await reading.start()
+            await reader.execute("LOCK TABLE ONLY ibex_core.memories IN ACCESS SHARE MODE")
+            moving = asyncio.create_task(
+                migrator.downgrade(revision, allow_destructive=True, lock_timeout=0)
+                if down
+                else _upgrade(migrator, revision)
+            )
+            try:
+                while not moving.done():
+                    for (pid,) in await owner.fetch(_WAITS):
+                        assert [row[0] for row in await owner.fetch(_HELD, pid)] == [], name
+                        waited.add(name)
+                        return
+                    await asyncio.sleep(0.01)
+            finally:
+                await reading.rollback()
+                await moving
+
+        for before, step in zip(reversed(steps[:-1]), reversed(steps[1:]), strict=True):
+            await move(before, f"{step} back", down=True)
+        for step in steps[1:]:
+            await move(step, step, down=False)
+        assert await migrator.check() == []
+    await reader.close()
+
+    assert waited >= {"memory_0009", "memory_0009 back", "memory_0010", "memory_0005", "memory_0002 back"}
+
+
+async def _upgrade(migrator: Migrator, revision: str) -> None:
+    await migrator.upgrade(revision, lock_timeout=0)

@@ -52,7 +52,10 @@ def create_index(name: str, table: str, definition: str, *, unique: bool = False
     _check(name=name, table=table, schema=schema)
     with _alone(f"{schema}.{table}") as connection:
         if connection is None:
-            _offline(f"CREATE {'UNIQUE ' if unique else ''}INDEX {name} ON {schema}.{table} {definition}")
+            _offline(
+                f"CREATE {'UNIQUE ' if unique else ''}INDEX {name} ON {schema}.{table} {definition}",
+                _NAME_PARTS.format(schema=schema, table=table, name=name),
+            )
             return
         build(connection, name, table, definition, unique=unique, schema=schema)
 
@@ -174,12 +177,35 @@ def _alone(relation: str) -> Generator[Connection | None]:
                 _run(connection, "RESET ROLE")
 
 
-def _offline(statement: str) -> None:
-    """Print the plain statement: the script is for a database in which the table is as new as the index."""
+# Postgres names the parts itself; of a plain table there are none.  As _of_partition() has it.
+_NAME_PARTS = """
+DO $$
+DECLARE
+    found record;
+BEGIN
+    FOR found IN
+        SELECT child.oid::regclass AS child, CASE WHEN starts_with(part.relname, '{table}_')
+            THEN substr(part.relname, length('{table}') + 1) ELSE '_' || part.relname END AS suffix
+        FROM pg_catalog.pg_inherits i
+        JOIN pg_catalog.pg_class child ON child.oid = i.inhrelid
+        JOIN pg_catalog.pg_index x ON x.indexrelid = child.oid
+        JOIN pg_catalog.pg_class part ON part.oid = x.indrelid
+        WHERE i.inhparent = '{schema}.{name}'::regclass
+    LOOP
+        EXECUTE format('ALTER INDEX %s RENAME TO %I', found.child,
+            left('{name}', 63 - length(found.suffix)) || found.suffix);
+    END LOOP;
+END $$
+"""
+
+
+def _offline(*statements: str) -> None:
+    """Print the plain statements: the script is for a database in which the table is as new as the index."""
     from alembic import op
 
     op.execute(f"SET LOCAL ROLE {OWNER_ROLE}")
-    op.execute(statement)
+    for statement in statements:
+        op.execute(statement)
     op.execute("SET LOCAL ROLE NONE")
 
 

@@ -119,7 +119,7 @@ END """,
     options="PARALLEL SAFE COST 1000",
     settings={"search_path": "pg_catalog, pg_temp"},
 )
-# What it computes, and why so: memory_0002; how it finds it: memory_0007.
+# What it computes, and why so: memory_0002; how it finds it: memory_0009.
 _BM25 = Function(
     "memories_bm25",
     f"""

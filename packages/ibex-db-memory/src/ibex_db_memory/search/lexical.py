@@ -11,7 +11,7 @@ whatever their status.  No other tenant's row is ever counted, for counts would
 tell of its contents.
 
 The words are found inside a function, memories_bm25 (migrations memory_0002 and
-memory_0007): no operator of an index of words is leakproof, so under row-level
+memory_0009): no operator of an index of words is leakproof, so under row-level
 security it would silently not be used.  An entry of that index is of one
 organization, one lexeme and one tf: neighbours in a partition cost nothing,
 and no row's words are read.

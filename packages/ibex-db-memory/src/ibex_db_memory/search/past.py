@@ -143,7 +143,7 @@ _PAST = """
         WHERE m.org_id = :org_id {where}
     )"""
 
-# As the function memories_bm25 has it (memory_0007), over what was said then.
+# As the function memories_bm25 has it (memory_0009), over what was said then.
 _LEXICAL = """,
     quoted AS MATERIALIZED (
         SELECT '''' || replace(replace(word.lexeme, '\\', '\\\\'), '''', '''''') || '''' AS term

@@ -140,6 +140,8 @@ def downgrade() -> None:
     """Take lexical search away; the words are a generated column again."""
     # The schema's owner may drop what others own in it.
     op.execute(f"SET LOCAL ROLE {OWNER_ROLE}")
+    # Whatever is taken from memories locks its partitions first, and services lock memories first.
+    op.execute("LOCK TABLE ibex_core.memories IN ACCESS EXCLUSIVE MODE")
     op.execute(f"DROP FUNCTION {_SIGNATURE}")
     op.execute(f"REVOKE SELECT (org_id, id, agent_id, search_vector) ON ibex_core.memories FROM {SEARCH_ROLE}")
     op.execute(f"REVOKE USAGE ON SCHEMA ibex_core FROM {SEARCH_ROLE}")

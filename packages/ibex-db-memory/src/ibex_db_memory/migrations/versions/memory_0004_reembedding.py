@@ -182,6 +182,8 @@ def upgrade() -> None:
 def downgrade() -> None:
     """Drop both."""
     op.execute(f"SET LOCAL ROLE {OWNER_ROLE}")
+    # Whatever is taken from memories locks its partitions first, and services lock memories first.
+    op.execute("LOCK TABLE ibex_core.memories IN ACCESS EXCLUSIVE MODE")
     op.execute(_FIRST_VERSION.format(refuse_late=""))
     op.execute("SET LOCAL ROLE NONE")
     op.execute("DROP TABLE ibex_core.memory_vectors")

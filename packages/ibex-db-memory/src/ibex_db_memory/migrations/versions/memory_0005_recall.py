@@ -120,6 +120,8 @@ CREATE TRIGGER memories_before_step BEFORE UPDATE ON ibex_core.memories
 def upgrade() -> None:
     """Have versions keep more, and open checkpoints to pruning."""
     op.execute(f"SET LOCAL ROLE {OWNER_ROLE}")
+    # Before the versions, as whoever writes; and before its partitions, which DROP TRIGGER would lock first.
+    op.execute("LOCK TABLE ibex_core.memories IN ACCESS EXCLUSIVE MODE")
     # No dimension: the model may change, and what was replaced keeps the dimension that it had.
     op.execute(
         "ALTER TABLE ibex_core.memory_versions ADD COLUMN valid_from timestamptz, ADD COLUMN valid_until timestamptz, "
@@ -141,6 +143,8 @@ def upgrade() -> None:
 def downgrade() -> None:
     """Forget replaced vectors and past validity; checkpoints are there for good again."""
     op.execute(f"SET LOCAL ROLE {OWNER_ROLE}")
+    # Before the versions, as whoever writes; and before its partitions, which DROP TRIGGER would lock first.
+    op.execute("LOCK TABLE ibex_core.memories IN ACCESS EXCLUSIVE MODE")
     op.execute(f"REVOKE DELETE ON ibex_core.checkpoints FROM {APP_ROLE}, {PLATFORM_ROLE}")
     op.execute("DROP TRIGGER checkpoints_before_delete ON ibex_core.checkpoints")
     op.execute("DROP FUNCTION ibex_core.checkpoints_keep_newest()")

@@ -1,76 +1,32 @@
-"""An index of words that is each organization's own; newest first by index; triggers that counters do not reach.
+"""Searches of words read the index that is each organization's own; counters reach no trigger.
 
-Revision ID: memory_0007
+Revision ID: memory_0009
 
-The index of words was over search_vector: one entry for a word, whoever said
-it.  A search found it in the neighbours' rows too, and threw those away, which
-cost time, and told by time how often neighbours say a word.  Now an entry is
-of an organization, a word, and how often one memory says it: what was read
-from each found row's words (stored out of line, most of a search's time) is in
-the index already.
-
-The indexes are built under a lock that writers wait for.  On a large table
-make the function and build each partition's indexes beforehand, as this
-revision does and CONCURRENTLY; what is there is taken, and not built again.
+One short transaction with memories to itself: old and new function, and old
+and new trigger, are exchanged for readers and writers at once.
 
 Processes of before this revision give the mean length of a memory in lexemes;
 the length that the function compares with it is a tenth of a content's bytes,
 which is about as many.  Their searches go on, with scores that differ a little.
+
+The way back builds the old index first, for memory_0010 took it: interrupted
+there, it leaves an index that the next upgrade drops with the old one.
 """
 
 from alembic import op
 
+from ibex_db_core.migrations import online
 from ibex_db_core.policies import OWNER_ROLE, SEARCH_ROLE, TENANT_EXPRESSION
 
-revision = "memory_0007"
-down_revision = "memory_0006"
+revision = "memory_0009"
+down_revision = "memory_0008"
 branch_labels = None
 depends_on = None
 
-# 12 bytes of SHA-256: nobody finds a word whose entry is that of another organization's.  The digit is how often
-# the memory says the word, 4 standing for more: beyond, BM25 adds next to nothing.
-# COST: no plan should compute this for a row that an index could have left out.
-_WORD_KEYS = """
-CREATE OR REPLACE FUNCTION ibex_core.memories_word_keys(org uuid, words tsvector) RETURNS bytea[]
-LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE COST 1000 SET search_path = pg_catalog, pg_temp AS $$
-BEGIN
-    RETURN ARRAY(SELECT substring(sha256(uuid_send(org) || convert_to(
-            least(COALESCE(cardinality(said.positions), 1), 4)::text || said.lexeme, 'UTF8')) FROM 1 FOR 12)
-        FROM unnest(words) said);
-END $$
-"""
-_KEYS_SIGNATURE = "ibex_core.memories_word_keys(uuid, tsvector)"
-_INDEXES = (
-    (
-        "CREATE INDEX memories_words_idx ON ibex_core.memories "
-        "USING gin (ibex_core.memories_word_keys(org_id, search_vector)) WITH (fastupdate = off)"
-    ),
-    "CREATE INDEX memories_created_at_idx ON ibex_core.memories (org_id, created_at, id)",
-)
-_OLD_INDEX = """
-CREATE INDEX memories_search_vector_idx ON ibex_core.memories USING gin (search_vector) WITH (fastupdate = off)
-"""
-
-# As the first migration names them: the parent's name, plus _pNN.
-_RENAME_PARTITION_INDEXES = """
-DO $$
-DECLARE
-    found record;
-BEGIN
-    FOR found IN
-        SELECT child.oid::regclass AS child, parent.relname || substring(part.relname from '_p[0-9]+$') AS name
-        FROM pg_catalog.pg_inherits i
-        JOIN pg_catalog.pg_class child ON child.oid = i.inhrelid
-        JOIN pg_catalog.pg_class parent ON parent.oid = i.inhparent
-        JOIN pg_catalog.pg_index x ON x.indexrelid = child.oid
-        JOIN pg_catalog.pg_class part ON part.oid = x.indrelid
-        WHERE parent.relname IN ({names}) AND parent.relnamespace = 'ibex_core'::regnamespace
-            AND child.relname <> parent.relname || substring(part.relname from '_p[0-9]+$')
-    LOOP
-        EXECUTE format('ALTER INDEX %s RENAME TO %I', found.child, found.name);
-    END LOOP;
-END $$
-"""
+# DROP TRIGGER locks the partitions and then their parent; whoever reads or writes locks the parent first, and one of
+# the two would have to give way.
+_TO_ITSELF = "LOCK TABLE ibex_core.memories IN ACCESS EXCLUSIVE MODE"
+_OLD_INDEX = ("memories_search_vector_idx", "memories", "USING gin (search_vector) WITH (fastupdate = off)")
 
 _HEAD = """
 CREATE OR REPLACE FUNCTION ibex_core.memories_bm25(
@@ -190,29 +146,21 @@ _KEPT = " OF content, category, status, confidence, metadata, valid_from, valid_
 
 
 def upgrade() -> None:
-    """Make the indexes, and have the function read the new one."""
+    """Have the function read the new index, and the trigger fire for what it keeps."""
     op.execute(f"SET LOCAL ROLE {OWNER_ROLE}")
-    op.execute(_WORD_KEYS)
-    for index in _INDEXES:
-        op.execute(index)
-    op.execute(_RENAME_PARTITION_INDEXES.format(names="'memories_words_idx', 'memories_created_at_idx'"))
-    op.execute(f"GRANT SELECT (content) ON ibex_core.memories TO {SEARCH_ROLE}")
+    op.execute(_TO_ITSELF)
     _replace(_BM25)
-    op.execute("DROP INDEX ibex_core.memories_search_vector_idx")
     _watch(_KEPT)
     op.execute("SET LOCAL ROLE NONE")
 
 
 def downgrade() -> None:
-    """Search the one index of everybody's words again."""
+    """Build the one index of everybody's words, and search it again."""
+    online.create_index(*_OLD_INDEX)
     op.execute(f"SET LOCAL ROLE {OWNER_ROLE}")
+    op.execute(_TO_ITSELF)
     _watch("")
-    op.execute(_OLD_INDEX)
-    op.execute(_RENAME_PARTITION_INDEXES.format(names="'memories_search_vector_idx'"))
     _replace(_OLD_BM25)
-    op.execute(f"REVOKE SELECT (content) ON ibex_core.memories FROM {SEARCH_ROLE}")
-    op.execute("DROP INDEX ibex_core.memories_created_at_idx, ibex_core.memories_words_idx")
-    op.execute(f"DROP FUNCTION {_KEYS_SIGNATURE}")
     op.execute("SET LOCAL ROLE NONE")
 
 
