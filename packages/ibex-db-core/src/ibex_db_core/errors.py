@@ -195,7 +195,7 @@ def size_of(value: object) -> str:
 
 def _show(value: object) -> str:
     """Return the repr, cut; the type alone where it has none (a broken __repr__, an int of 5,000 digits)."""
-    if isinstance(value, _Shown):
+    if isinstance(value, Shown):
         return str(value)
     try:
         shown = repr(value)
@@ -204,8 +204,8 @@ def _show(value: object) -> str:
     return shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}... ({type(value).__name__})"
 
 
-class _Shown(str):
-    """What is left of a value: its repr, which is shown as it is."""
+class Shown(str):
+    """What may be told of a value, and is shown as it is."""
 
     __slots__ = ()
 
@@ -222,7 +222,7 @@ class InvalidInputError(IbexError, ValueError):
         self.rule = rule
         self.index = index
         # None and numbers tell nothing of anybody; and what is shown already was sent by pickle.
-        shown = size_of(value) if field in UNSHOWN and not isinstance(value, _Shown) else _show(value)
+        shown = size_of(value) if field in UNSHOWN and not isinstance(value, Shown) else _show(value)
         where = "" if index is None else f"item {index}: "
         super().__init__(f"{where}{field} {rule}; got {shown}")
 
@@ -232,7 +232,7 @@ class InvalidInputError(IbexError, ValueError):
         try:
             pickle.dumps(value)
         except Exception:  # noqa: BLE001 - whatever somebody's __reduce__ raises
-            value = _Shown(size_of(value) if self.field in UNSHOWN else _show(value))
+            value = Shown(size_of(value) if self.field in UNSHOWN else _show(value))
         return _invalid_input, (self.field, value, self.rule, self.index)
 
 

@@ -12,7 +12,7 @@ from pgvector.sqlalchemy import Vector as _PgVector
 from sqlalchemy import DateTime, Dialect, Enum
 from sqlalchemy.dialects.postgresql import JSONB
 
-from ibex_db_core.errors import InvalidInputError
+from ibex_db_core.errors import InvalidInputError, Shown
 
 
 class NumberArray(Protocol):
@@ -98,7 +98,7 @@ class _Checked(pgvector.Vector):
 
 
 def _wrong_dimensions(field: str, given: int, wanted: int) -> InvalidInputError:
-    return InvalidInputError(field, f"{given} numbers", f"must have exactly {wanted} dimensions")
+    return InvalidInputError(field, Shown(f"{given} numbers"), f"must have exactly {wanted} dimensions")
 
 
 def _floats(value: VectorLike, field: str) -> "array[float]":
@@ -118,7 +118,9 @@ def _floats(value: VectorLike, field: str) -> "array[float]":
     except (TypeError, ValueError, OverflowError) as exc:
         raise InvalidInputError(field, value, "must be a sequence of float32 numbers") from exc
     if len(floats) > _MOST_DIMENSIONS:
-        raise InvalidInputError(field, f"{len(floats)} numbers", f"must have at most {_MOST_DIMENSIONS:,} dimensions")
+        raise InvalidInputError(
+            field, Shown(f"{len(floats)} numbers"), f"must have at most {_MOST_DIMENSIONS:,} dimensions"
+        )
     return floats
 
 

@@ -28,7 +28,7 @@ from sqlalchemy import (
     select,
 )
 
-from ibex_db_core.errors import InvalidInputError
+from ibex_db_core.errors import InvalidInputError, Shown
 from ibex_db_core.types import Vector
 from ibex_db_memory.models import (
     EMBEDDING_DIMENSIONS,
@@ -77,7 +77,7 @@ class Space:
             InvalidInputError: another length, or another model by name; naming the right one.
         """
         if (given := embedding.dimensions()) != self.dimensions:
-            raise InvalidInputError("embedding", f"{given} numbers", f"must have exactly {self}")
+            raise InvalidInputError("embedding", Shown(f"{given} numbers"), f"must have exactly {self}")
         if self.id is not None and model is not None and model != self.embedding_model:
             raise InvalidInputError("embedding_model", model, f"must be another: vectors have {self}")
 
