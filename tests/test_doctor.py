@@ -120,6 +120,7 @@ async def mend(connection: AsyncConnection, report: Report) -> None:
 async def test_every_code_is_seeded_by_a_fault() -> None:
     elsewhere = {
         "server-version",  # judged below: nobody seeds a server
+        "repartition-under-way",  # brought about in test_repartition.py
         *("shard-open", "shard-changed", "shard-unseen"),  # in tests/citus, on a cluster
         *PERFORMANCE_CODES,  # brought about in test_doctor_performance.py
     }

@@ -333,6 +333,13 @@ SECRETS: list[tuple[object, Any]] = [
     ("[SQL: SELECT $1]\n[parameters: ('" + CONTENT + "',)]\n(Background on this error at: ...)", ()),
     ("DETAIL:  Failing row contains (1, " + CONTENT + ").", ()),
     ("duplicate key\nDETAIL:  Key (org_id, content)=(1, " + CONTENT + ") already exists.", ()),
+    ({"password": CONTENT, "user": "me"}, ()),
+    ({"event": "sign-in", "form": {"API-Key": CONTENT, "content": CONTENT}}, ()),
+    ("form %s", ({"password": CONTENT},)),
+    ("form %(password)s", ({"password": CONTENT},)),
+    ("forms %s %s", (1, [{"access_token": CONTENT}, {"x": {"content": CONTENT}}])),
+    ("form " + repr({"password": CONTENT}), ()),
+    ("form " + json.dumps({"user": "me", "password": CONTENT}), ()),
     ("wrong %d", (CONTENT,)),
     ("too many %s %s", (CONTENT,)),
     (InvalidInputError("content", CONTENT, "must be shorter"), ()),
@@ -362,6 +369,57 @@ def test_what_is_no_secret_stays_as_it_is(logs: tuple[logging.Logger, io.StringI
     told = json.loads(redacted.getvalue())
     assert told["said"] == f"kept 3 of memories for {ident}, 0.5 s, ibex_core, [1, 2, 3]"
     assert told["rows"] == 3
+
+
+def test_a_mapping_stays_one_and_keeps_what_is_no_secret(
+    logs: tuple[logging.Logger, io.StringIO, io.StringIO],
+) -> None:
+    logger, _, redacted = logs
+
+    logger.warning({"event": "sign-in", "tokens_used": 3, "Password": CONTENT, "tried": {"who": "bea", "n": 2}})
+
+    told = json.loads(redacted.getvalue())
+    assert told["msg"] == {
+        "event": "sign-in",
+        "tokens_used": 3,
+        "Password": "***",
+        "tried": {"who": "bea", "n": 2},
+    }
+
+
+async def test_a_value_that_is_none_of_those_allowed_is_in_no_redacted_log(
+    house: House, logs: tuple[logging.Logger, io.StringIO, io.StringIO]
+) -> None:
+    logger, plain, redacted = logs
+
+    with pytest.raises(InvalidInputError, match="must be one of") as caught:
+        async with house.db.tenant(house.org_id) as session:
+            await MemoryRepository(session).remember(
+                agent_id=house.agent_id, content="Has a cat.", category=f"no {CONTENT}"
+            )
+    logger.error("refused: %s", caught.value, exc_info=caught.value)
+
+    assert caught.value.__suppress_context__  # Python's own error would quote it once more
+    assert marks_in(plain.getvalue()) == [CONTENT]  # what was mistyped helps who reads the message
+    assert "category must be one of" in redacted.getvalue()
+    assert marks_in(redacted.getvalue()) == []
+
+
+def test_what_python_said_of_a_refused_value_is_not_told(
+    logs: tuple[logging.Logger, io.StringIO, io.StringIO],
+) -> None:
+    logger, _, redacted = logs
+
+    try:
+        try:
+            int(CONTENT)
+        except ValueError as exc:
+            raise InvalidInputError("content", CONTENT, "must be a number") from exc
+    except InvalidInputError:
+        logger.exception("failed")
+
+    assert "ValueError: (message removed)" in redacted.getvalue()
+    assert marks_in(redacted.getvalue()) == []
 
 
 def test_a_traceback_keeps_its_places_and_its_causes(logs: tuple[logging.Logger, io.StringIO, io.StringIO]) -> None:

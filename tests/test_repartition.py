@@ -14,10 +14,12 @@ import asyncpg
 import pytest
 from catalog_snapshot import snapshot
 from live_load import Load, organizations
-from sqlalchemy import text
+from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from ibex_db import Database, EngineSettings, InvalidInputError, MigrationError
+from ibex_db_core.doctor import examine
+from ibex_db_core.migrations import online
 from ibex_db_core.provisioning import Cluster
 from ibex_db_memory import partitioning
 from ibex_db_memory.partitioning import abandon_repartition, repartition, repartition_status
@@ -252,6 +254,153 @@ async def test_another_number_must_wait_and_bad_ones_are_refused(made: Made, mon
         with pytest.raises(MigrationError, match="a copy in 4 partitions is under way"):
             await repartition(migrator, 8)
         assert await abandon_repartition(migrator)
+
+
+@pytest.mark.parametrize("stage", ["_fill", "_index", "halfway", "_verify"])
+async def test_the_doctor_tells_a_copy_that_was_left_as_one_thing(
+    made: Made, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    url, db = await made(2)
+    orgs = await organizations(db, 1)
+    await _fill(db, orgs, 5)
+    await _interrupted(db, monkeypatch, stage)
+    if stage == "halfway":
+        # What a kill in the first index leaves: the parent's, one partition's, and one that is invalid for good.
+        await _asked(url, "CREATE INDEX next_memories_tag_idx ON ONLY ibex_core.memories_next (org_id, status)")
+        await _asked(url, "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'ibex_core.left_p00'::regclass")
+
+    found = await _found(db)
+    async with db.migrator() as migrator:
+        differences = await migrator.check()
+
+    assert found == [("repartition-under-way", "ibex_core.memories_next")]
+    assert len(differences) == 1
+    assert "a repartition to 4 is under way" in differences[0]
+    report = (await db.doctor()).findings
+    (remedy,) = [one.remedy_sql for one in report if one.code == "repartition-under-way"]
+    assert remedy.splitlines() == [
+        "-- where none runs, go on: ibex-db repartition --partitions 4",
+        "-- or take it back: ibex-db repartition --abandon",
+    ]
+    async with db.migrator() as migrator:
+        assert await abandon_repartition(migrator)
+    assert await _found(db) == []
+
+
+async def _interrupted(db: Database, monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
+    """Begin a repartition to 4 that ends before a stage; halfway: in the building of the indexes."""
+    building = online.build
+
+    async def stop(*_: object) -> None:
+        raise MigrationError("here the process ended")
+
+    def build(connection: Connection, *, name: str, table: str, definition: str, unique: bool) -> None:
+        building(connection, name, table, definition, unique=unique)
+        connection.exec_driver_sql("CREATE INDEX left_p00 ON ibex_core.memories_next_p00 (org_id, status)")
+        raise MigrationError("here the process ended")
+
+    with monkeypatch.context() as patch:
+        if stage == "halfway":
+            patch.setattr(online, "build", build)
+        else:
+            patch.setattr(partitioning, stage, stop)
+        async with db.migrator() as migrator:
+            with pytest.raises(MigrationError, match="ended"):
+                await repartition(migrator, 4)
+
+
+async def _found(db: Database) -> list[tuple[str, str]]:
+    return [(one.code, one.object) for one in (await db.doctor()).findings if one.code not in _OF_THE_SERVER]
+
+
+_DEFINER = (
+    "RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp "
+    "AS 'BEGIN RETURN NULL; END'"
+)
+_TRIGGER = "AFTER INSERT OR UPDATE OR DELETE ON ibex_core.memories FOR EACH ROW EXECUTE FUNCTION"
+
+
+# What somebody puts beside a copy, or makes of it: each is told, whatever is told as one.
+_MEDDLED = {
+    "another name": (
+        f"CREATE FUNCTION ibex_core.memories_mirror2() {_DEFINER}",
+        ("function-definer", "ibex_core.memories_mirror2()"),
+    ),
+    "another body": (
+        f"CREATE OR REPLACE FUNCTION ibex_core.memories_mirror() {_DEFINER}",
+        ("function-definer", "ibex_core.memories_mirror()"),
+    ),
+    "for everybody": (
+        "GRANT EXECUTE ON FUNCTION ibex_core.memories_mirror() TO PUBLIC",
+        ("function-definer", "ibex_core.memories_mirror()"),
+    ),
+    "another search path": (
+        "ALTER FUNCTION ibex_core.memories_mirror() SET search_path = public",
+        ("function-definer", "ibex_core.memories_mirror()"),
+    ),
+    "another trigger": (
+        f"CREATE TRIGGER memories_mirror {_TRIGGER} ibex_core.memories_mirror()",
+        ("trigger-unknown", "memories_mirror on ibex_core.memories"),
+    ),
+    "a trigger that is off": (
+        "ALTER TABLE ibex_core.memories DISABLE TRIGGER memories_aa_mirror",
+        ("trigger-unknown", "memories_aa_mirror on ibex_core.memories"),
+    ),
+    "a policy for tenants": (
+        "ALTER POLICY memories_repartition ON ibex_core.memories TO ibex_app",
+        ("policy-extra", "memories_repartition on ibex_core.memories"),
+    ),
+    "a policy on the copy": (
+        "CREATE POLICY open ON ibex_core.memories_next USING (true)",
+        ("policy-extra", "open on ibex_core.memories_next"),
+    ),
+    "a grant on the copy": (
+        "GRANT TRUNCATE ON ibex_core.memories_next TO ibex_app",
+        ("grant-excess", "ibex_core.memories_next to ibex_app"),
+    ),
+    "a grant on a partition": (
+        "GRANT SELECT ON ibex_core.memories_next_p01 TO ibex_app",
+        ("grant-partition", "ibex_core.memories_next_p01 to ibex_app"),
+    ),
+    "no row security": (
+        "ALTER TABLE ibex_core.memories_next_p01 NO FORCE ROW LEVEL SECURITY",
+        ("rls-not-forced", "ibex_core.memories_next_p01"),
+    ),
+    "another owner": (
+        "ALTER TABLE ibex_core.memories_next OWNER TO CURRENT_USER",
+        ("table-owner", "ibex_core.memories_next"),
+    ),
+    "another shape": (
+        "ALTER TABLE ibex_core.memories_next ADD COLUMN more text",
+        ("table-unknown", "ibex_core.memories_next"),
+    ),
+}
+
+
+_ITS_OWN = {
+    "ibex_core.memories_mirror()",
+    "memories_aa_mirror on ibex_core.memories",
+    "memories_repartition on ibex_core.memories",
+}
+
+
+async def test_what_is_not_the_procedures_own_is_told_beside_it(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    url, db = await made(2)
+    await _interrupted(db, monkeypatch, "_fill")
+    engine = _engine(url)
+
+    for name, (meddling, wanted) in _MEDDLED.items():
+        async with engine.connect() as connection:
+            await connection.exec_driver_sql(meddling)
+            report = await connection.run_sync(examine)
+            await connection.rollback()
+        told = {(one.code, one.object): one.severity for one in report.findings}
+        assert wanted in told, f"{name}: {sorted(told)}"
+        # Of another table than the procedure makes, nothing is taken for its own; its parts that differ are grave.
+        severity = None if name in {"another owner", "another shape"} else "high" if wanted[1] in _ITS_OWN else "low"
+        assert told.get(("repartition-under-way", "ibex_core.memories_next")) == severity, name
+
+    await engine.dispose()
 
 
 async def test_no_tenant_sees_the_copy(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """docs/operations does what it says: every command and statement of a page is run as written, on a real server."""
 
+import asyncio
 import os
 import re
 import shutil
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import asyncpg
 import pytest
 from runbook import FOLDER, Shell, blocks, commands, fits
 from site_of_runbooks import Site
@@ -80,13 +82,36 @@ def _backup(shell: Shell, servers: Servers, name: str) -> None:
     shell.environment |= {"SOURCE": servers(0).superuser(name), "TARGET": servers(1).superuser("postgres")}
 
 
+_LIVED = """
+    UPDATE ibex_core.memories SET content = content || '!', content_hash = repeat('a', 64)
+     WHERE content = 'acme wants invoice 7 on paper.';
+    INSERT INTO ibex_core.memory_relationships (org_id, source_memory_id, target_memory_id, relationship_type)
+    SELECT a.org_id, a.id, b.id, 'derived_from' FROM ibex_core.memories a JOIN ibex_core.memories b USING (org_id)
+     WHERE a.content = 'acme wants invoice 1 on paper.' AND b.content = 'acme wants invoice 2 on paper.';
+"""
+"""What gives a version that is not the first, and a relationship."""
+
+
 def _move(shell: Shell, servers: Servers, name: str) -> None:
+    _lives(servers(0), name)
     elsewhere = servers(1).empty(name)
     for file, site in (("source.env", servers(0)), ("target.env", elsewhere)):
         lines = (f"export {variable}='{value}'\n" for variable, value in site.variables(name).items())
         (shell.folder / file).write_text("".join(lines))
     for variable in servers(0).variables(name):
         del shell.environment[variable]
+
+
+def _lives(site: Site, name: str) -> None:
+    asyncio.run(_run(site.superuser(name), _LIVED))
+
+
+async def _run(url: str, script: str) -> None:
+    connection = await asyncpg.connect(url)
+    try:
+        await connection.execute(script)
+    finally:
+        await connection.close()
 
 
 def _replicas(shell: Shell, servers: Servers, name: str) -> Callable[[], None]:
@@ -122,6 +147,63 @@ ARRANGED: dict[str, Callable[[Shell, Servers, str], Callable[[], None] | None]] 
     "move-one-organization.md": _move,
     "replicas.md": _replicas,
 }
+
+
+def test_a_drill_goes_to_the_same_server_by_an_address_over_the_socket(shell: Shell, servers: Servers) -> None:
+    name = "ibex_backup_socket"
+    source, target = servers(0).database(name).server, servers(1).server
+    shell.environment |= {"SOURCE": source.url(name), "TARGET": target.url("postgres")}
+
+    shell.follow(PAGES["backup-and-restore.md"])
+
+    assert "?host=" in shell.environment["TARGET"]
+    assert "?host=" in shell.environment["DRILL"]
+
+
+# What a move could lose or change without losing a memory.
+_LOSSES = {
+    "a version": "DELETE FROM ibex_core.memory_versions WHERE version_num = 2",
+    "a version's validity": "UPDATE ibex_core.memory_versions SET valid_until = now() WHERE version_num = 2",
+    "a tag": """DELETE FROM ibex_core.memory_tags t USING ibex_core.memories m
+         WHERE m.id = t.memory_id AND m.content LIKE 'acme%1 on%'""",
+    "another tag": "UPDATE ibex_core.memory_tags SET tag = 'bill'",
+    "a relationship": "DELETE FROM ibex_core.memory_relationships",
+    "a relationship's kind": "UPDATE ibex_core.memory_relationships SET relationship_type = 'contradicts'",
+    "validity": "UPDATE ibex_core.memories SET valid_until = 'infinity'",
+    "expiry": "UPDATE ibex_core.memories SET expires_at = NULL WHERE content LIKE '%1%'",
+    "a counter": "UPDATE ibex_core.memories SET retrieval_count = 1 WHERE content LIKE '%1 on%'",
+    "the agent": """
+        INSERT INTO ibex_core.agents (org_id, name, slug) SELECT id, 'Other', 'other' FROM ibex_core.organizations;
+        UPDATE ibex_core.memories m SET agent_id = a.id FROM ibex_core.agents a
+         WHERE a.org_id = m.org_id AND a.slug = 'other'""",
+    "a number of a vector": "UPDATE ibex_core.memories SET embedding = embedding + embedding WHERE content ~ '1 on'",
+}
+
+
+async def test_the_hash_of_a_move_tells_of_whatever_is_lost(servers: Servers) -> None:
+    query = re.search(r'HASHED="\n(.*?)"\n', PAGES["move-one-organization.md"], re.DOTALL)
+    assert query
+    hashed = query[1].replace("> ", "")
+    site, name = await asyncio.to_thread(servers, 0), "ibex_hashed"
+    await asyncio.to_thread(site.database, name)
+    await _run(site.superuser(name), _LIVED)
+    connection = await asyncpg.connect(site.superuser(name))
+    whole = await connection.fetch(hashed)
+
+    unseen: list[str] = []
+    for lost, statements in _LOSSES.items():
+        transaction = connection.transaction()
+        await transaction.start()
+        # Past the triggers: what a faulty import left out has no history of its own.
+        await connection.execute(f"SET LOCAL session_replication_role = replica; {statements}")
+        if await connection.fetch(hashed) == whole:
+            unseen.append(lost)
+        await transaction.rollback()
+    again = await connection.fetch(hashed)
+    await connection.close()
+
+    assert again == whole
+    assert unseen == []
 
 
 def test_every_page_is_in_the_index() -> None:

@@ -227,6 +227,16 @@ def test_a_dry_run_tells_sql_and_locks_and_changes_nothing(migrated: str) -> Non
     assert answer("upgrade", "--url", migrated)["applied"] == []
 
 
+def test_a_dry_run_of_a_database_without_the_schema_makes_it_first(migrated: str, empty: str) -> None:
+    told = answer("upgrade", "core_0001", "--dry-run", "--scratch", migrated, "--url", empty)
+
+    statements = [said["sql"] for one in told["revisions"] for said in one["statements"]]
+    assert statements[0] == "CREATE SCHEMA ibex_core"
+    assert sql(empty, "SELECT to_regnamespace('ibex_core')") is None
+    ours = answer("downgrade", "core_0001", "--dry-run", "--scratch", migrated, "--url", migrated)
+    assert not [said for one in ours["revisions"] for said in one["statements"] if said["sql"].startswith("CREATE SCH")]
+
+
 def test_sql_and_dry_run_exclude_each_other() -> None:
     assert invoke("upgrade", "--sql", "--dry-run").exit_code == 2
 
@@ -336,6 +346,21 @@ def test_postgres_serves_until_it_is_interrupted_and_leaves_nothing_behind(home:
         assert "Traceback" not in told
         assert not Path(f"/proc/{pid}").exists()
         assert postmaster.pid(data) is None
+
+
+def test_postgres_says_that_its_server_was_killed_and_leaves_with_3(home: Path) -> None:
+    with serving("postgres", "--home", str(home)) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        pid = postmaster.pid((home / "pgdata-18").resolve())
+        assert pid is not None
+
+        os.kill(pid, signal.SIGKILL)
+        _, told = process.communicate(timeout=SECONDS)
+
+    assert process.returncode == 3
+    assert "warning: PostgreSQL has ended, and nobody here stopped it" in told
+    assert "Traceback" not in told
 
 
 def test_postgres_gives_addresses_over_tcp_that_stay_good(home: Path) -> None:

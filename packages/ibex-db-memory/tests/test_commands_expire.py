@@ -119,3 +119,24 @@ async def test_a_batch_of_one_organization_touches_one_partition_by_its_index(
     tables = {name for name in scanned if name.removeprefix("memories_p").isdigit()}
     assert len(tables) == 1, plan
     assert any("Index Scan using" in line and "expires_at" in line for line in plan), "\n".join(plan)
+
+
+@pytest.mark.usefixtures("ibex_db")
+@pytest.mark.parametrize("words", [["expire"], ["expire", "--org", "acme"]])
+async def test_without_the_platforms_address_the_error_names_its_variable(
+    monkeypatch: pytest.MonkeyPatch, words: list[str]
+) -> None:
+    monkeypatch.delenv("IBEX_PLATFORM_URL")
+
+    done = await asyncio.to_thread(CliRunner().invoke, build(), words)
+
+    assert done.exit_code == 3, done.output
+    assert "set IBEX_PLATFORM_URL (platform_url) to a login that is a member of ibex_platform" in done.stderr
+
+
+@pytest.mark.usefixtures("ibex_db")
+async def test_an_organization_that_is_not_there_lies_in_no_other() -> None:
+    done = await asyncio.to_thread(CliRunner().invoke, build(), ["expire", "--org", "nosuch"])
+
+    assert done.exit_code == 3
+    assert "no Organization nosuch is visible here" in done.stderr

@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from ibex_db_core import validation
 from ibex_db_core.engine import EngineSettings
 from ibex_db_core.engines import Addresses, Engines
-from ibex_db_core.errors import ConfigurationError, InvalidInputError
+from ibex_db_core.errors import AccessDeniedError, ConfigurationError, InvalidInputError
 from ibex_db_core.identity import Authenticator, TokenIdentity, load_authenticator
 from ibex_db_core.migrations import Migrator, Revision
 from ibex_db_core.migrations.plans import ATTEMPTS, LOCK_TIMEOUT
@@ -262,7 +262,8 @@ class Database:
 
         Raises:
             InvalidInputError: no reason, or one that is not one line.
-            ConfigurationError: platform_url's login is not held by the platform's policies, or sees no row.
+            ConfigurationError: platform_url's login is not held by the platform's policies, or sees no row; or there is
+                no platform_url, and the service's login may not become ibex_platform.
         """
         if not validation.text("reason", reason, shortest=1).isprintable():
             raise InvalidInputError(
@@ -274,8 +275,18 @@ class Database:
         role = OWN_ROLE if self._engines.addresses.platform is not None else f"SET LOCAL ROLE {PLATFORM_ROLE}"
         session = ScopedSession(engine, expire_on_commit=False, close_resets_only=False)
         scope(session, None, f"{role}; {self._engines.settings.each_transaction}", self._engines.watch)
-        async with transaction(self._engines, session) as opened:
-            yield opened
+        try:
+            async with transaction(self._engines, session) as opened:
+                yield opened
+        except AccessDeniedError as exc:
+            # The words are the server's, in its language; the role's name is in them.
+            if self._engines.addresses.platform is None and exc.table is None and f'"{PLATFORM_ROLE}"' in str(exc):
+                raise ConfigurationError(
+                    f"the service's login may not work across organizations: set IBEX_PLATFORM_URL (platform_url) to a "
+                    f"login that is a member of {PLATFORM_ROLE}; `ibex-db postgres` prints one, the README says how to "
+                    f"make one ({exc})"
+                ) from exc
+            raise
 
     def session_factory(self, org_id: UUID, *, read_only: bool = False) -> ScopedSession:
         """Make a tenant session for your own unit of work: nothing is begun, commit and close are yours.

@@ -250,7 +250,8 @@ class NotFoundError(IbexError, LookupError):
     def __init__(self, model: str, key: object) -> None:
         self.model = model
         self.key = key
-        super().__init__(f"no {model} {key} in this organization (soft-deleted rows are hidden unless asked for)")
+        where = "is visible here" if model == "Organization" else "in this organization"  # that one lies in none
+        super().__init__(f"no {model} {key} {where} (soft-deleted rows are hidden unless asked for)")
 
     def __reduce__(self) -> tuple[type["NotFoundError"], tuple[str, object]]:
         """Survive pickling."""

@@ -7,7 +7,7 @@ today, in ``__guards__``.  The doctor compares a live database with that::
         __guards__ = Guards(triggers=(Trigger("memories_after_insert", "AFTER INSERT ON ..."),), fillfactor=70)
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 SCHEMA = "ibex_core"
@@ -111,12 +111,36 @@ class Grant:
 
 
 @dataclass(frozen=True, slots=True)
+class Copying:
+    """A copy that a procedure of ours keeps beside the table for a while; the doctor tells what belongs to it as one.
+
+    Attributes:
+        code: of the finding that is told in place of those for each object.
+        copy: its name, in the table's schema; closed to everybody, and partitioned as the table is.
+        trigger: on the table, which keeps the copy in step.
+        function: what that trigger calls, of the table's columns: quoted, in their order, without generated ones.
+        policy: on the table, by which the owner sees what it copies.
+        risk: what goes on; ``{partitions}`` stands for the copy's number of them.
+        remedy: the commands that end it, one for each line.
+    """
+
+    code: str
+    copy: str
+    trigger: Trigger
+    function: Callable[[Sequence[str]], Function]
+    policy: Policy
+    risk: str
+    remedy: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Guards:
     """All that a table has beside what policies.secure() makes.
 
     Attributes:
         fillfactor: of the table, or of each of its partitions.
         storage: column to PLAIN, MAIN, EXTERNAL or EXTENDED, where it is not the type's own.
+        copying: what a procedure puts beside the table for as long as it runs.
         sharded: the functions as they are in a distributed database, in place of those of the same names.
     """
 
@@ -126,4 +150,5 @@ class Guards:
     grants: tuple[Grant, ...] = ()
     fillfactor: int = 100
     storage: Mapping[str, str] = field(default_factory=dict[str, str])
+    copying: Copying | None = None
     sharded: tuple[Function, ...] = ()

@@ -144,9 +144,10 @@ def enum_member(field: str, members: type[StrEnum], value: object) -> StrEnum:
     """Return the member for a member or its value."""
     try:
         return members(cast("str", value))
-    except ValueError as exc:
+    except ValueError:
         allowed = ", ".join(member.value for member in members)
-        raise InvalidInputError(field, value, f"must be one of {allowed}") from exc
+        # Python's own error says no more, and quotes the value.
+        raise InvalidInputError(field, value, f"must be one of {allowed}") from None
 
 
 def moment(field: str, value: object) -> datetime:

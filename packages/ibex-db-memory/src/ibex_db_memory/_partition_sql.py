@@ -2,6 +2,9 @@
 
 from collections.abc import Sequence
 
+from ibex_db_core.guards import Copying, Function, Policy, Trigger
+from ibex_db_core.policies import OWNER_ROLE
+
 TABLE = "ibex_core.memories"
 NEXT = "ibex_core.memories_next"
 
@@ -56,26 +59,28 @@ CHILDREN = f"""
 """
 
 # Named to fire before memories_after_update: what that one writes points at a row that must be in the copy by then.
-MIRROR_TRIGGER = (
-    f"CREATE TRIGGER memories_aa_mirror AFTER INSERT OR UPDATE OR DELETE ON {TABLE} "
-    "FOR EACH ROW EXECUTE FUNCTION ibex_core.memories_mirror()"
+_MIRROR = Trigger(
+    "memories_aa_mirror",
+    f"AFTER INSERT OR DELETE OR UPDATE ON {TABLE} FOR EACH ROW EXECUTE FUNCTION ibex_core.memories_mirror()",
 )
 # Policies hold for the owner too; this lets it read what it copies. Nobody who serves a tenant is a member of it.
-SEE_ALL = f"CREATE POLICY memories_repartition ON {TABLE} TO ibex_owner USING (true)"
+_SEE_ALL = Policy("memories_repartition", OWNER_ROLE, "true")
+MIRROR_TRIGGER = _MIRROR.create()
+SEE_ALL = _SEE_ALL.create(TABLE)
 NO_MIRROR = (
-    f"DROP TRIGGER memories_aa_mirror ON {TABLE}",
+    f"DROP TRIGGER {_MIRROR.name} ON {TABLE}",
     "DROP FUNCTION ibex_core.memories_mirror()",
-    f"DROP POLICY memories_repartition ON {TABLE}",
+    f"DROP POLICY {_SEE_ALL.name} ON {TABLE}",
 )
 
 
-def mirror(columns: Sequence[str]) -> str:
+def mirror(columns: Sequence[str]) -> Function:
     """Return the function that writes to the copy what was written to the table; with the owner's rights."""
     names, new = ", ".join(columns), ", ".join(f"NEW.{name}" for name in columns)
     values = ", ".join(f"{name} = EXCLUDED.{name}" for name in columns if name not in {"org_id", "id"})
-    return f"""
-CREATE FUNCTION ibex_core.memories_mirror() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, pg_temp AS $$
+    return Function(
+        "memories_mirror",
+        f"""
 BEGIN
     IF TG_OP = 'DELETE' THEN
         DELETE FROM {NEXT} WHERE org_id = OLD.org_id AND id = OLD.id;
@@ -84,8 +89,26 @@ BEGIN
     INSERT INTO {NEXT} ({names}) VALUES ({new})
         ON CONFLICT (org_id, id) DO UPDATE SET {values};
     RETURN NULL;
-END $$
-"""
+END """,
+        definer=OWNER_ROLE,
+        settings={"search_path": "pg_catalog, pg_temp"},
+    )
+
+
+COPYING = Copying(
+    code="repartition-under-way",
+    copy=NEXT.rpartition(".")[2],
+    trigger=_MIRROR,
+    function=mirror,
+    policy=_SEE_ALL,
+    risk="a repartition to {partitions} is under way, or was interrupted: until it ends, each write of a memory is "
+    "made twice, and the copy takes room",
+    remedy=(
+        "where none runs, go on: ibex-db repartition --partitions {partitions}",
+        "or take it back: ibex-db repartition --abandon",
+    ),
+)
+"""What the doctor tells as one for as long as the copy is there."""
 
 
 # A row is locked against deletion until it is in the copy, or the mirror of its DELETE would find nothing there yet.

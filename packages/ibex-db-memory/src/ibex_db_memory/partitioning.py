@@ -220,7 +220,7 @@ async def _begin(connection: AsyncConnection, partitions: int) -> None:
             await _run(connection, f"ALTER TABLE {sql.NEXT} ADD CONSTRAINT {key.name} {key.definition}")
         await _run(
             connection,
-            sql.mirror(columns),
+            sql.mirror(columns).create(),
             "REVOKE ALL ON FUNCTION ibex_core.memories_mirror() FROM PUBLIC",
             sql.SEE_ALL,
             sql.MIRROR_TRIGGER,

@@ -4,7 +4,7 @@ import asyncio
 import shlex
 import signal
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -14,12 +14,14 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from ibex_db_core.cli.options import AsJson, Debug
-from ibex_db_core.console import EXIT_CODES, Output, Result
+from ibex_db_core.console import EXIT_CODES, FAILED, Output, Result
 from ibex_db_core.embedded import EmbeddedPostgres
 from ibex_db_core.migrations import Revision
 from ibex_db_core.provisioning import DATABASE, PLATFORM_LOGIN, SERVICE_LOGIN, Cluster
 
 __all__ = ["register"]
+
+_LOOK_SECONDS = 0.5
 
 
 def register(app: typer.Typer) -> None:
@@ -57,7 +59,7 @@ def postgres(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Run the embedded Postgres until Ctrl-C or SIGTERM (then leave with 0).
+    """Run the embedded Postgres until Ctrl-C or SIGTERM (then leave with 0); should it end by itself, leave with 3.
 
     Prints its addresses as lines for a shell: what services connect as, the login for cross-tenant work, and the
     owner's for migrations. Other programs that use the same home share the server; it stops with the last of them.
@@ -75,12 +77,28 @@ async def _serve(output: Output, server: EmbeddedPostgres, *, tcp: bool, upgrade
             if pending:
                 output.note("Not every revision is applied: set these variables and run ibex-db upgrade.")
             output.note(f"PostgreSQL {serving.major} serves {serving.home}. Ctrl-C stops it.")
-            await asked.wait()
+            if not await _lasts(server, asked):
+                output.warn(
+                    f"PostgreSQL has ended, and nobody here stopped it: {serving.home / 'postgres.log'} may say why. "
+                    "Run this again: it recovers what was committed."
+                )
+                raise typer.Exit(FAILED)
         with output.progress("stopping Postgres"):
             stopped = await asyncio.to_thread(server.stop_and_wait)
         output.note("Stopped." if stopped else "Left running: another program uses this server.")
     finally:
         await asyncio.to_thread(server.stop)
+
+
+async def _lasts(server: EmbeddedPostgres, asked: asyncio.Event) -> bool:
+    """Wait until somebody asks to stop; False: the server ended before."""
+    while not asked.is_set():
+        with suppress(TimeoutError):
+            await asyncio.wait_for(asked.wait(), _LOOK_SECONDS)
+            return True
+        if not await asyncio.to_thread(server.is_running):
+            return asked.is_set()
+    return True
 
 
 async def _start(server: EmbeddedPostgres, *, tcp: bool, upgrade: bool) -> tuple[Serving, bool]:

@@ -6,6 +6,7 @@ from sqlalchemy import Connection, MetaData, text
 
 from ibex_db_core.base import SCHEMA
 from ibex_db_core.doctor import (
+    copies,
     drift,
     functions,
     grants,
@@ -28,7 +29,7 @@ from ibex_db_core.doctor.findings import Finding, Report
 from ibex_db_core.errors import MigrationError
 from ibex_db_core.migrations import metadata
 
-__all__ = ["CHECKS", "ISOLATION", "Audit", "Check", "examine", "prepare"]
+__all__ = ["CHECKS", "ISOLATION", "Audit", "Check", "copies_under_way", "examine", "prepare"]
 
 Check = Callable[[Audit], Iterable[Finding]]
 
@@ -97,8 +98,17 @@ def examine(connection: Connection, *, models: MetaData | None = None, checks: I
     """
     prepare(connection)
     audit = Audit(connection, metadata() if models is None else models)
-    found = list(dict.fromkeys(finding for check in checks for finding in check(audit)))
+    found = copies.told_as_one(audit, list(dict.fromkeys(finding for check in checks for finding in check(audit))))
     return Report(tuple(sorted(found, key=lambda finding: finding.severity.rank)))
+
+
+def copies_under_way(connection: Connection, models: MetaData) -> frozenset[str]:
+    """Return the names of the copies of tables that procedures of ours are making; none where nothing is made yet."""
+    try:
+        prepare(connection)
+    except MigrationError:
+        return frozenset()
+    return frozenset(copies.under_way(Audit(connection, models)))
 
 
 def prepare(connection: Connection) -> None:

@@ -156,6 +156,7 @@ CODES: Mapping[str, Severity] = {
     "function-reserved": _C,
     "event-trigger": _L,
     # storage
+    "repartition-under-way": _L,
     "index-invalid": _M,
     "index-changed": _M,
     "index-options": _M,

@@ -19,7 +19,7 @@ from ibex_db_core.policies import (
     trigger_functions,
 )
 
-__all__ = ["check_elsewhere", "check_functions"]
+__all__ = ["check_elsewhere", "check_functions", "function_stands"]
 
 _FIELDS = """
     SELECT f.oid, n.nspname AS schema, f.proname::text AS name, pg_get_function_identity_arguments(f.oid) AS arguments,
@@ -103,6 +103,20 @@ def check_functions(audit: Audit) -> Iterator[Finding]:
         if row.owner != owner:
             risk = f"{row.owner} may replace it at any time by something that runs inside every tenant's writes"
             yield finding("function-owner", signature, risk, f"ALTER {row.kind} {signature} OWNER TO {owner}")
+
+
+def function_stands(audit: Audit, wanted: Function) -> bool:
+    """Tell whether a function is there exactly as meant: owner, rights, settings and callers included."""
+    for row in audit.rows(_OURS, schemas=[wanted.schema], mighty=_MIGHTY):
+        if f"{row.schema}.{row.name}({row.arguments})" == wanted.signature:
+            return (
+                not _changed(row, wanted)
+                and (row.owner, row.definer) == (wanted.definer or OWNER_ROLE, wanted.definer is not None)
+                and _live(row) == dict(wanted.settings)
+                and set(row.callers) == set(wanted.callers)
+                and not row.leakproof
+            )
+    return False
 
 
 def _wanted(audit: Audit, *, signed: bool) -> Sequence[Function]:

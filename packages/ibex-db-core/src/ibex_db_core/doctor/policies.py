@@ -10,7 +10,7 @@ from ibex_db_core.doctor.findings import Finding, Severity, finding
 from ibex_db_core.guards import Policy
 from ibex_db_core.policies import APP_ROLE, SIGNED_CALL, TENANT_SETTING, platform_policy, policies
 
-__all__ = ["check_functions", "check_policies"]
+__all__ = ["check_functions", "check_policies", "policy_stands"]
 
 _POLICIES = """
     SELECT p.polrelid, p.polname::text AS name, p.polpermissive AS permissive,
@@ -45,12 +45,23 @@ class _Live:
         return (self.permissive, self.command, self.roles) == (wanted.permissive, wanted.command, (wanted.role,))
 
 
-def check_policies(audit: Audit) -> Iterator[Finding]:
-    """Every tenant table has its policies, and no other; partitions have none."""
+def _live(audit: Audit, tables: Sequence[int]) -> dict[int, list[_Live]]:
     live: dict[int, list[_Live]] = {}
-    for row in audit.rows(_POLICIES, tables=list(audit.secured)):
+    for row in audit.rows(_POLICIES, tables=list(tables)):
         made = _Live(row.name, row.permissive, row.command, tuple(row.roles), row.using, row.check)
         live.setdefault(cast("int", row.polrelid), []).append(made)
+    return live
+
+
+def policy_stands(audit: Audit, table: LiveTable, wanted: Policy) -> bool:
+    """Tell whether a policy stands on a table exactly as meant."""
+    found = [live for live in _live(audit, [table.oid]).get(table.oid, []) if live.name == wanted.name]
+    return bool(found) and not _wrong(audit, table, [(found[0], wanted)])
+
+
+def check_policies(audit: Audit) -> Iterator[Finding]:
+    """Every tenant table has its policies, and no other; partitions have none."""
+    live = _live(audit, list(audit.secured))
     for oid, table in audit.secured.items():
         found = {policy.name: policy for policy in live.get(oid, [])}
         if table.partition:

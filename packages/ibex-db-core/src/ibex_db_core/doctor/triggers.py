@@ -11,7 +11,7 @@ from ibex_db_core.doctor.findings import Finding, Severity, finding
 from ibex_db_core.guards import Trigger
 from ibex_db_core.policies import trigger
 
-__all__ = ["check_key_triggers", "check_triggers"]
+__all__ = ["check_key_triggers", "check_triggers", "trigger_stands"]
 
 _TRIGGERS = """
     SELECT t.tgrelid, t.tgname::text AS name, t.tgenabled IN ('O', 'A') AS enabled, t.tgparentid <> 0 AS cloned,
@@ -49,6 +49,14 @@ def check_triggers(audit: Audit) -> Iterator[Finding]:
             if name not in live[oid]:
                 yield finding("trigger-missing", f"{name} on {table.name}", _risk(table, name), made.create())
         yield from _present(audit, table, wanted, live[oid])
+
+
+def trigger_stands(audit: Audit, table: LiveTable, wanted: Trigger) -> bool:
+    """Tell whether a trigger stands on a table exactly as meant, and fires."""
+    return any(
+        row.name == wanted.name and row.enabled and _alike(audit, table, cast("str", row.definition), wanted.create())
+        for row in audit.rows(_TRIGGERS, tables=[table.oid])
+    )
 
 
 def _wanted(audit: Audit, table: LiveTable) -> list[Trigger]:

@@ -156,6 +156,10 @@ class EmbeddedPostgres:
             return f"postgresql://{who}@127.0.0.1:{record.port}/{name}"
         return f"postgresql://{who}@/{name}?host={quote(record.socket_folder)}&port={record.port}"
 
+    def is_running(self) -> bool:
+        """Whether the server lives: False before `start()`, after `stop()`, and where it was killed."""
+        return self._record is not None and postmaster.pid(Path(self._record.data)) is not None
+
     @property
     def home(self) -> Path:
         """Where data, log and locks live; known once started."""

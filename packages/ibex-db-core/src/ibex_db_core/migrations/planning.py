@@ -4,6 +4,7 @@ import asyncio
 import re
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from uuid import uuid4
 
 from alembic.runtime.migration import RevisionStep
@@ -11,6 +12,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Row, event, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from ibex_db_core.base import SCHEMA
 from ibex_db_core.distribution.cluster import is_distributed
 from ibex_db_core.engine import EngineSettings, create_engine
 from ibex_db_core.errors import ConfigurationError, EmbeddedPostgresError, MigrationError
@@ -60,6 +62,7 @@ async def plan(engine: AsyncEngine, revision: str, *, down: bool, scratch: str |
         async with _alone():
             lost = await live.run_sync(lambda one: moving.each_lost(one, script, steps, heads))
         rows = {row.name: int(row.rows) if row.counted else None for row in await live.execute(_SIZES)}
+        bare = await live.scalar(text("SELECT to_regnamespace(:schema) IS NULL"), {"schema": SCHEMA})
         version = str(await live.scalar(text("SHOW server_version")))
         await live.rollback()
         if not steps:
@@ -75,6 +78,10 @@ async def plan(engine: AsyncEngine, revision: str, *, down: bool, scratch: str |
                 found = await connection.run_sync(_observe, script, step, rows)
                 told = wheels[name]
                 planned.append(PlannedRevision(name, told.wheel, told.message, found, tuple(lost.get(name, ()))))
+        if bare:
+            # What is made before the first revision, of which the copy, having it already, tells nothing.
+            made = PlannedStatement(f"CREATE SCHEMA {SCHEMA}", (), (), ())
+            planned[0] = replace(planned[0], statements=(made, *planned[0].statements))
         tables = sorted({lock.table for one in planned for lock in one.locks})
         in_the_way = [
             str(Holder(row.pid, row.login, row.application, row.state, row.seconds, row.query))

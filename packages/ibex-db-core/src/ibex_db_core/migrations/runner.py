@@ -252,16 +252,27 @@ def _offline(migrate: Callable[..., Any]) -> Callable[..., Any]:
 
 def differences(connection: Connection) -> list[str]:
     """Say in words how the live schema differs from the models."""
-    from ibex_db_core.doctor.audit import ISOLATION, examine  # the room above, which stands on this one
+    from ibex_db_core.doctor.audit import ISOLATION, copies_under_way, examine  # the room above, on top of this one
 
-    script, complaints = compared(connection, metadata())
+    models = metadata()
+    script, complaints = compared(connection, models)
     operations = script.upgrade_ops
+    copies = copies_under_way(connection, models)  # told below, as one
     diffs = cast("list[Any]", [] if operations is None else operations.as_diffs())
     if is_distributed(connection):  # where keys differ by intent: the constraints' check, below, knows in what
         diffs = [one for one in diffs if one[0] not in {"add_fk", "remove_fk"}]
-    drift = [told(one) for one in diffs]
+    drift = [told(one) for one in diffs if not _of(one, copies)]
     isolation = examine(connection, checks=ISOLATION).findings
     return [*drift, *complaints, *(f"{found.object}: {found.risk} ({found.code})" for found in isolation)]
+
+
+def _of(difference: object, tables: frozenset[str]) -> bool:
+    """Tell whether a difference is one table too many, or an index of it, of those named."""
+    if not isinstance(difference, tuple):
+        return False  # a list: a column that is another, of a table in the models
+    kind, thing = cast("tuple[str, Any]", difference)[:2]
+    table: object = {"remove_table": thing, "remove_index": getattr(thing, "table", None)}.get(kind)
+    return getattr(table, "name", None) in tables
 
 
 def sql(revision: str) -> str:

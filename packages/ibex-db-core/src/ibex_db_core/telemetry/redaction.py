@@ -35,13 +35,22 @@ _PATTERNS: Sequence[tuple[re.Pattern[str], str]] = (
     (re.compile(r"\b[0-9a-f]{64}\b"), "(hash removed)"),
     # Passwords in addresses, as a URL and as libpq has them.
     (re.compile(r"(?<=://)([^\s:/@]*):[^\s/]*@"), r"\1:***@"),
-    (re.compile(r"(\bpassword\s*=\s*)('(?:[^'\\]|\\.)*'|[^\s'&]+)", re.IGNORECASE), r"\1***"),
+    (
+        re.compile(r"""(\bpassword['"]?\s*[=:]\s*)('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[^\s'"&,}]+)""", re.IGNORECASE),
+        r"\1***",
+    ),
     # Eight numbers in a row are a vector, whatever it is written in; and one that was cut off.
     (
         re.compile(r"[\[({]\s*(?:[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?[,\s]+){7}[^\])}]*[\])}]?", re.IGNORECASE),
         "(vector removed)",
     ),
 )
+
+_SECRETS = re.compile(
+    r"passw(?:or)?d|passphrase|secret|(?:^|[-_])tokens?$|authorization|cookie|api[-_]?key|private[-_]?key",
+    re.IGNORECASE,
+)
+"""In the name of whatever is no number: of a key in a mapping, or of an extra of a record."""
 
 _REMOVED = "(message removed)"
 _DRIVERS = ("sqlalchemy", "asyncpg", "pgvector")
@@ -69,7 +78,11 @@ class Redaction(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Change the record, and let it pass."""
-        record.msg, record.args = self._message(record), None
+        message = cast("object", record.msg)
+        if isinstance(message, Mapping) and not record.args:
+            record.msg = _value("", cast("object", message))  # structlog's formatter wants it as it is
+        else:
+            record.msg, record.args = self._message(record), None
         if record.exc_info and record.exc_info[1] is not None:
             record.exc_text = "".join(_told(record.exc_info[1], set())).rstrip("\n")
         elif record.exc_text:
@@ -83,7 +96,7 @@ class Redaction(logging.Filter):
     def _message(record: logging.LogRecord) -> str:
         args = record.args
         if isinstance(args, Mapping):
-            args = {key: _argument(value) for key, value in args.items()}
+            args = {key: _argument(value, str(key)) for key, value in args.items()}
         elif args:
             args = tuple(_argument(value) for value in args)
         try:
@@ -160,9 +173,10 @@ def _told(exc: BaseException, met: set[int], *, of_value: bool = False) -> Itera
             yield from (f"  | {line}" for line in _told(one, met))
 
 
-def _argument(value: object) -> object:
+def _argument(value: object, name: str = "") -> object:
     """Return what a message is formatted with: numbers as they are, for %d; errors and texts as they may be told."""
-    return value if value is None or isinstance(value, bool | int | float) else _Text(redact(value))
+    told = _value(name, value)
+    return told if told is None or isinstance(told, bool | int | float) else _Text(redact(told))
 
 
 class _Text(str):
@@ -175,11 +189,18 @@ class _Text(str):
 
 
 def _value(name: str, value: object) -> object:
-    """Return an extra of a record as it may be told."""
+    """Return a value as it may be told under a name: an extra of a record, or what lies in a mapping."""
     if name in UNSHOWN:
         return size_of(value)
     if value is None or isinstance(value, bool | int | float):
         return value
+    if _SECRETS.search(name):
+        return _Text("***")
     if isinstance(value, Mapping):
         return {str(key): _value(str(key), found) for key, found in cast("Mapping[object, object]", value).items()}
+    if isinstance(value, list | tuple):
+        items = cast("Sequence[object]", value)
+        if any(isinstance(item, Mapping | list | tuple) for item in items):
+            return [_value("", item) for item in items]
+        return redact(items)
     return redact(value)

@@ -6,6 +6,7 @@ these changes it here too.
 
 from ibex_db_core.guards import Function, Grant, Guards, Policy, Trigger
 from ibex_db_core.policies import APP_ROLE, PLATFORM_ROLE, SEARCH_ROLE, TENANT_EXPRESSION
+from ibex_db_memory._partition_sql import COPYING
 from ibex_db_memory.models import _sharded
 
 # The trigger functions run as whoever writes, under that role's policies.
@@ -135,14 +136,20 @@ BEGIN
         SELECT word.number, word.tf, m.id, m.length
         FROM (
             SELECT number, times::float8 AS tf,
-                substring(sha256(uuid_send(org) || convert_to(times::text || lexeme, 'UTF8')) FROM 1 FOR 12) AS key
+                ARRAY[substring(sha256(uuid_send(org) || convert_to(times::text || lexeme, 'UTF8')) FROM 1 FOR 12)]
+                    AS key
             FROM unnest(asked) WITH ORDINALITY AS asked (lexeme, number), generate_series(1, 4) AS times
+            OFFSET 0
         ) word
         CROSS JOIN LATERAL (
             SELECT m.id, octet_length(m.content) / 10.0::float8 AS length
             FROM ibex_core.memories m
             WHERE m.org_id = org AND (agents IS NULL OR m.agent_id = ANY (agents))
-                AND ibex_core.memories_word_keys(m.org_id, m.search_vector) @> ARRAY[word.key]
+                AND ibex_core.memories_word_keys(m.org_id, m.search_vector) @> word.key
+                -- Twice more in other words: memory_0007 says for whom.
+                AND ibex_core.memories_word_keys(m.org_id, m.search_vector) && word.key
+                AND ibex_core.memories_word_keys(m.org_id, m.search_vector) @> (word.key || word.key)
+            OFFSET 0
         ) m
     ), weighed AS (
         SELECT number, ln(1 + (greatest(corpus_rows - count(*), 0) + 0.5::float8) / (count(*) + 0.5::float8)) AS idf
@@ -161,10 +168,19 @@ END """,
     options="PARALLEL SAFE ROWS 1000",
     definer=SEARCH_ROLE,
     callers=(APP_ROLE,),
-    settings={"search_path": "pg_catalog, pg_temp", "plan_cache_mode": "force_custom_plan", "jit": "off"},
+    settings={
+        "search_path": "pg_catalog, pg_temp",
+        "plan_cache_mode": "force_custom_plan",
+        "jit": "off",
+        "cpu_index_tuple_cost": "1000000",
+        "enable_seqscan": "off",
+        "enable_nestloop": "off",
+        "enable_sort": "off",
+    },
 )
 
 MEMORIES = Guards(
+    copying=COPYING,
     triggers=(
         Trigger(
             "memories_after_insert",
