@@ -74,7 +74,7 @@ BEGIN
             FROM ibex_core.memories m
             WHERE m.org_id = org AND (agents IS NULL OR m.agent_id = ANY (agents))
                 AND ibex_core.memories_word_keys(m.org_id, m.search_vector) @> word.key
-                -- Twice more in other words: memory_0007 says for whom.
+                -- Twice more in other words: memory_0009 says for whom.
                 AND ibex_core.memories_word_keys(m.org_id, m.search_vector) && word.key
                 AND ibex_core.memories_word_keys(m.org_id, m.search_vector) @> (word.key || word.key)
             OFFSET 0
