@@ -15,6 +15,7 @@ from two import ONE, Two
 
 from ibex_db import AgentRepository, IbexError
 from ibex_db_core import tenant
+from ibex_db_core.connection import FoldedConnection
 from ibex_db_core.policies import tenant_predicate
 from ibex_db_core.provisioning import SERVICE_LOGIN
 from ibex_db_core.testing import TestDatabase
@@ -309,7 +310,7 @@ async def test_without_the_begin_hook_a_tenant_would_see_nothing(
 ) -> None:
     assert await _rows_of_a(own, two) == 1
 
-    monkeypatch.setattr(tenant.FoldedConnection, "arm", _nothing)
+    monkeypatch.setattr(FoldedConnection, "arm", _nothing)
 
     assert await _rows_of_a(own, two) == 0
 
