@@ -26,6 +26,10 @@ async def both(single: Database, acme: UUID, globex: UUID, add_bot: AddBot) -> d
     return bots
 
 
+def _hear(_connection: object) -> None:
+    """Listen, so that nothing is lent."""
+
+
 async def seen_by(db: Database, org: UUID) -> set[UUID]:
     async with db.tenant(org) as session:
         return set((await session.scalars(ALL)).all())
@@ -39,7 +43,7 @@ async def test_what_a_task_that_outlives_its_block_began_no_other_tenant_is_in(
 ) -> None:
     """It was: its BEGIN was under way as the connection went back, and the next tenant's statement followed it."""
     if listened:
-        event.listen(single.engine.sync_engine, "begin", lambda _connection: None)
+        event.listen(single.engine.sync_engine, "begin", _hear)
 
     async def work(session: ScopedSession) -> None:
         if verb == "text":
@@ -70,13 +74,14 @@ async def test_a_block_is_not_left_well_while_a_statement_is_under_way(
     async def slow(session: ScopedSession) -> None:
         await session.execute(text("SELECT pg_sleep(30)"))
 
+    left: list[asyncio.Task[None]] = []
     with pytest.raises(DatabaseError, match="await that task inside the block"):
         async with single.tenant(acme) as session:
-            left = asyncio.create_task(slow(session))
+            left.append(asyncio.create_task(slow(session)))
             await asyncio.sleep(0.05)
 
     with pytest.raises((ConnectionLostError, ResourceClosedError)):  # as far as it has come
-        await left
+        await left[0]
     assert await seen_by(single, globex) == {globex}
     assert both
 
@@ -89,14 +94,15 @@ async def test_a_task_in_the_middle_of_a_savepoint_costs_no_connection(
             await Bots(session).get(both[acme])
 
     for passes in range(24):
+        left: list[asyncio.Task[None]] = []
         with pytest.raises(LookupError):
             async with single.tenant(acme) as session:
-                left = asyncio.create_task(inside(session))
+                left.append(asyncio.create_task(inside(session)))
                 for _ in range(passes):
                     await asyncio.sleep(0)
                 raise LookupError
-        await asyncio.wait([left])
-        left.exception()
+        await asyncio.wait(left)
+        left[0].exception()
 
         assert pool_of(single).checkedout() == 0
         assert await seen_by(single, globex) == {globex}
