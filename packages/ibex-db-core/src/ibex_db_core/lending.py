@@ -63,7 +63,7 @@ class LendingPool(AsyncAdaptedQueuePool):
         """Return a connection that is open and idle; None where that would mean to wait, or to connect."""
         if self._chosen is not None or self._offered is not None or not self.checkedin():
             return None
-        record = super()._do_get()
+        record = self._pool.get(block=False)  # one is there, so nobody waits; the oldest SQLAlchemy would, all the same
         if self._is_stale(record):
             self._do_return_conn(record)
             return None
