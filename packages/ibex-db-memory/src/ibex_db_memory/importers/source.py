@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import asyncpg
 
-from ibex_db_core.errors import InvalidInputError
+from ibex_db_core.errors import InvalidInputError, Shown
 from ibex_db_core.translation import translate
 from ibex_db_core.url import parse
 from ibex_db_memory.models import EMBEDDING_DIMENSIONS
@@ -63,9 +63,9 @@ async def check_table(
     if dimensions not in {-1, wanted}:
         raise InvalidInputError(
             "embedding",
-            dimensions,
-            f"must have {wanted} dimensions, and in {table} has {dimensions}: another model made them; leave them "
-            "behind with embeddings=False, and embed the texts anew",
+            Shown(f"{dimensions} dimensions in {table}"),
+            f"must have {wanted} dimensions: another model made them; leave them behind with "
+            "embeddings=False, and embed the texts anew",
         )
     return True
 
