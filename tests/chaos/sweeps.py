@@ -146,7 +146,8 @@ class Sweeps:
 
     async def _upgrade(self) -> None:
         async with self.db.migrator() as migrator:
-            self.done["revisions brought"] += len(await migrator.upgrade())
+            brought = await migrator.upgrade()
+        self.done["revisions brought"] += len(brought)  # after the await: two count at once
 
     async def index(self) -> None:
         """Build an index concurrently, and drop it."""
