@@ -245,7 +245,7 @@ KNOWN_CROSSINGS = Counter(
         (f"{_COMMANDS}/expire.py", "due_of"): 1,  # asks which organizations have something to expire
         ("ibex-db-memory/src/ibex_db_memory/bench.py", "_organization"): 2,  # makes one to measure with, and erases it
         # platform() itself: its engine, and the address of that.
-        ("ibex-db-core/src/ibex_db_core/database.py", "Database.platform"): 2,
+        ("ibex-db-core/src/ibex_db_core/database.py", "Database.platform"): 3,
         ("ibex-db-core/src/ibex_db_core/engines.py", "Engines.platform"): 2,
         (f"{_DEMO}/storing.py", "find_or_make"): 1,  # signs the demo's organizations up
         (f"{_DEMO}/story.py", "_Story.open"): 1,  # reads the server's version
