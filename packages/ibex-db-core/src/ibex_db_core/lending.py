@@ -62,8 +62,7 @@ class LendingPool(AsyncAdaptedQueuePool):
     Who waits for a connection gets one before anybody who asks later.
     """
 
-    _queue_class = FairQueue
-    _pool: FairQueue[ConnectionPoolEntry]
+    _queue_class = FairQueue[ConnectionPoolEntry]
     _chosen: ConnectionPoolEntry | None = None
     _offered: PoolProxiedConnection | None = None
 
@@ -80,7 +79,7 @@ class LendingPool(AsyncAdaptedQueuePool):
         if not -1 < self._max_overflow <= self._overflow:
             return None
         try:
-            return await self._pool.turn(self._timeout)
+            return await cast("FairQueue[ConnectionPoolEntry]", self._pool).turn(self._timeout)
         except Empty:
             pass  # as SQLAlchemy has it: this is not why
         raise TimeoutError(
