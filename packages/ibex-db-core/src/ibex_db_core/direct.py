@@ -21,10 +21,14 @@ from sqlalchemy.util.concurrency import greenlet_spawn
 
 from ibex_db_core.connection import FoldedConnection
 from ibex_db_core.lending import plain, raise_as_sqlalchemy, watched
+from ibex_db_core.listeners import Events
 from ibex_db_core.loading import EntityLoader, loadable, processor, tuples
 from ibex_db_core.tenant import ScopedSession, SyncScopedSession
 
 __all__ = ["Direct", "fetch"]
+
+
+_MADE = Events("load", "refresh")
 
 
 class Direct:
@@ -69,10 +73,7 @@ class Direct:
     @property
     def unwatched(self) -> bool:
         """Nobody has asked to be told of its entities since it was made."""
-        if self._mapper is None:
-            return True
-        told = cast("Any", self._mapper.class_manager).dispatch
-        return not (told.load or told.refresh)
+        return self._mapper is None or not _MADE.heard(self._mapper.class_manager)
 
     def arguments(self, parameters: Mapping[str, Any]) -> list[Any]:
         """Return parameters as the driver takes them."""

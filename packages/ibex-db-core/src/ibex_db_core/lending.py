@@ -28,6 +28,7 @@ from sqlalchemy.util.queue import Empty
 
 from ibex_db_core.connection import FoldedConnection
 from ibex_db_core.fair_queue import FairQueue
+from ibex_db_core.listeners import Events, SessionEvents
 from ibex_db_core.tenant import ScopedSession, SyncScopedSession
 
 __all__ = [
@@ -164,47 +165,36 @@ def under_way(sync: SyncScopedSession) -> bool:
     return adapted is not None and in_use(adapted)
 
 
+# Of those that are ours, one refuses a caller's COMMIT, one adds the filter that direct statements have, and the others
+# see to what is lent.
+_STATEMENTS = Events("before_cursor_execute", "after_cursor_execute", "before_execute", "after_execute", ours=1)
+_LOADS = SessionEvents("do_orm_execute", "loaded_as_persistent", ours=1)
+_ENDS = SessionEvents(
+    "before_commit", "after_commit", "after_rollback", "after_soft_rollback", "after_transaction_end", ours=1
+)
+_CONNECTIONS = Events("begin", "commit", "rollback", "engine_connect")
+_BEGINNINGS = SessionEvents("after_begin", "after_transaction_create", "loaded_as_persistent", ours=2)
+
+
 def watched(sync: SyncScopedSession) -> bool:
     """Tell whether anybody listens who would miss a statement that SQLAlchemy never saw.
 
-    Where one listener is counted, it is ours: one refuses a caller's COMMIT, one adds the filter that direct
-    statements have.  Asked for each statement, for a listener may come at any time.
+    Asked for each statement, for a listener may come at any time.
     """
-    its, own = cast("Any", cast("Engine", sync.bind).dispatch), cast("Any", sync.dispatch)
-    return bool(
-        len(its.before_cursor_execute) != 1
-        or its.after_cursor_execute
-        or its.before_execute
-        or its.after_execute
-        or len(own.do_orm_execute) != 1
-        or own.loaded_as_persistent
-    )
+    return _STATEMENTS.heard(sync.bind) or _LOADS.heard(sync)
 
 
 def _attended(sync: SyncScopedSession) -> bool:
     """Tell whether anybody listens who would miss a transaction that SQLAlchemy never saw, or its end."""
-    own = cast("Any", sync.dispatch)
-    return bool(
-        own.before_commit
-        or own.after_commit
-        or own.after_rollback
-        or own.after_soft_rollback
-        or len(own.after_transaction_end) != 1  # ours
-    )
+    return _ENDS.heard(sync)
 
 
 def plain(sync: SyncScopedSession) -> bool:
     """Tell whether an engine and a session are as we make them: no echo, no options, nobody who waits for a BEGIN."""
     engine = cast("Engine", sync.bind)
-    its, own = cast("Any", engine.dispatch), cast("Any", sync.dispatch)
     return _KNOWN and not (
-        its.begin
-        or its.commit
-        or its.rollback
-        or its.engine_connect
-        or len(own.after_begin) != 1
-        or len(own.after_transaction_create) != 1
-        or own.loaded_as_persistent
+        _CONNECTIONS.heard(engine)
+        or _BEGINNINGS.heard(sync)
         or engine._should_log_info()
         or engine._execution_options
         or sync.execution_options
