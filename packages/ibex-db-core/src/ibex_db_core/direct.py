@@ -106,7 +106,8 @@ _compiled: "WeakKeyDictionary[Dialect, dict[Executable, Direct]]" = WeakKeyDicti
 
 
 def _direct(statement: Executable, dialect: Dialect) -> Direct:
-    known = _compiled.setdefault(dialect, {})
+    if (known := _compiled.get(dialect)) is None:
+        known = _compiled[dialect] = {}
     if (found := known.get(statement)) is None:
         if len(known) >= _KEPT:
             known.clear()
@@ -127,7 +128,7 @@ async def fetch(
     Raises:
         IbexError: as any statement of the session.
     """
-    sync = cast("SyncScopedSession", session.sync_session)
+    sync = session.sync_session
     if sync.settings is None or sync.watch is not None or watched(sync):
         return None
     lease = sync.lease

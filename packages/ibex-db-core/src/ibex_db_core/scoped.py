@@ -89,6 +89,12 @@ class Scoped(Generic[T]):
         return self._org_id
 
     @property
+    def _server(self) -> object:
+        """What is remembered of a server is kept by this: the engine, as far as the session tells."""
+        session = self._session
+        return session.sync_session.bind if isinstance(session, ScopedSession) else session.get_bind()
+
+    @property
     def _table(self) -> Table:
         return cast("Table", self.model.__table__)
 
@@ -189,7 +195,7 @@ class Scoped(Generic[T]):
         """
         session = self._session
         if isinstance(session, ScopedSession):
-            sync = cast("SyncScopedSession", session.sync_session)
+            sync = session.sync_session
             # Whatever makes a session dirty begins SQLAlchemy's transaction, and takes the lent connection over.
             if sync.lease is None and (sync.autoflush or isinstance(statement, TextClause)) and is_dirty(sync):
                 await self._flush()

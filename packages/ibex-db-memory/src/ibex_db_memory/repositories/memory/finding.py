@@ -269,4 +269,4 @@ class Finding(Past):
             statement = query.scope_size(by_agent=filters.agents is not None)
             return cast("int", (await self._rows(statement, parameters))[0][0])
 
-        return await sizes_for(self._session.get_bind()).get((self._tenant, filters.agents), count)
+        return await sizes_for(self._server).get((self._tenant, filters.agents), count)
