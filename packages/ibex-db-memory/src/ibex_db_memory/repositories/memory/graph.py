@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import cast
 from uuid import UUID
 
-from sqlalchemy import ARRAY, Text, TextClause, Uuid, and_, bindparam, delete, not_, or_, select, text
+from sqlalchemy import ARRAY, ColumnElement, Text, TextClause, Uuid, and_, bindparam, delete, not_, or_, select, text
 from sqlalchemy.dialects.postgresql import insert
 
 from ibex_db_core import validation
@@ -47,25 +47,20 @@ class Neighbor:
     via: UUID
 
 
-# The edge that supersede() or merge() drew, as long as the target points back.
-_STANDS = (
-    select(Memory.id)
-    .where(
-        Memory.org_id == MemoryRelationship.org_id,
-        Memory.id == MemoryRelationship.target_memory_id,
-        or_(
-            and_(
-                MemoryRelationship.relationship_type == RelationshipType.SUPERSEDES,
-                Memory.superseded_by == MemoryRelationship.source_memory_id,
-            ),
-            and_(
-                MemoryRelationship.relationship_type == RelationshipType.MERGED_FROM,
-                Memory.merged_into == MemoryRelationship.source_memory_id,
-            ),
-        ),
+
+
+def _stands(org_id: UUID, source: UUID, target: UUID) -> ColumnElement[bool]:
+    """Match the edge that supersede() or merge() drew, as long as the target points back.
+
+    By the ids, not by the edge's columns: joined to the edges, memories would be
+    read whole of an organization that statistics do not know.
+    """
+    points_back = or_(
+        and_(MemoryRelationship.relationship_type == RelationshipType.SUPERSEDES, Memory.superseded_by == source),
+        and_(MemoryRelationship.relationship_type == RelationshipType.MERGED_FROM, Memory.merged_into == source),
     )
-    .exists()
-)
+    return select(Memory.id).where(Memory.org_id == org_id, Memory.id == target, points_back).exists()
+
 
 # The edges that lead on from w, and those by which one that was reached may have been reached.
 _ON = {
@@ -199,23 +194,25 @@ class Graph(BaseRepository[Memory]):
             >>> await memories.unrelate(b.id, a.id)
             1
         """
+        source, target = validation.uuid("source", source), validation.uuid("target", target)
+        stands = _stands(self._tenant, source, target)
         edges = [
             MemoryRelationship.org_id == self._tenant,
-            MemoryRelationship.source_memory_id == validation.uuid("source", source),
-            MemoryRelationship.target_memory_id == validation.uuid("target", target),
+            MemoryRelationship.source_memory_id == source,
+            MemoryRelationship.target_memory_id == target,
         ]
         if relationship_type is not None:
             kind = validation.enum_member("relationship_type", RelationshipType, relationship_type)
             edges.append(MemoryRelationship.relationship_type == kind)
-        standing = (await self._execute(select(MemoryRelationship.relationship_type).where(*edges, _STANDS))).scalars()
-        for stands in standing:
+        standing = (await self._execute(select(MemoryRelationship.relationship_type).where(*edges, stands))).scalars()
+        for kind in standing:
             raise InvalidInputError(
                 "relationship_type",
-                cast("RelationshipType", stands).value,
+                cast("RelationshipType", kind).value,
                 f"is the edge of a step that stands: restore({target}) takes it back, pointer and edge",
             )
         # Asked again: a step that is taken at this very moment keeps its edge.
-        statement = delete(MemoryRelationship).where(*edges, not_(_STANDS)).returning(MemoryRelationship.id)
+        statement = delete(MemoryRelationship).where(*edges, not_(stands)).returning(MemoryRelationship.id)
         return len((await self._execute(statement)).all())
 
     async def neighbors(
