@@ -17,10 +17,11 @@ from sqlalchemy import text
 from ibex_db_core.database import Database
 from ibex_db_memory import MemoryRepository, Session, SessionRepository
 
-ROWS = 1200
+ROWS = 600
 # Rows and entries that are read for one that is asked for: it, what points at it, what it points at.
-A_HANDFUL = 8
+A_HANDFUL = 12
 ASKED = 10
+EDGES = 2
 
 # What the indexes gave, and what scans of whole tables did; an index-only scan counts, too.
 READ = """
@@ -113,6 +114,37 @@ async def _unrelate(memories: MemoryRepository, ids: list[UUID]) -> None:
         await memories.unrelate(ident, ids[0])
 
 
+async def _untag(memories: MemoryRepository, ids: list[UUID]) -> None:
+    for ident in ids:
+        assert await memories.untag(ident, "row") == ["row"]
+
+
+async def _current(memories: MemoryRepository, ids: list[UUID]) -> None:
+    for ident in ids:
+        await memories.current(ident)
+
+
+async def _neighbors(memories: MemoryRepository, ids: list[UUID]) -> None:
+    for ident in ids:
+        assert len(await memories.neighbors(ident)) == EDGES
+
+
+async def _update(memories: MemoryRepository, ids: list[UUID]) -> None:
+    for ident in ids:
+        await memories.update(ident, confidence=0.5)
+
+
+async def _history(memories: MemoryRepository, ids: list[UUID]) -> None:
+    for ident in ids:
+        await memories.history(ident)
+
+
+async def _remember(memories: MemoryRepository, ids: list[UUID]) -> None:
+    agent = (await memories.get(ids[0])).agent_id
+    for number in range(ASKED):
+        await memories.remember(agent_id=agent, content=f"New {number}.", category="factual", tags=["new"])
+
+
 async def _tag(memories: MemoryRepository, ids: list[UUID]) -> None:
     for ident in ids:
         await memories.tag(ident, "seen")
@@ -125,9 +157,26 @@ ONE_BY_ONE = {
     "relate": _relate,
     "unrelate": _unrelate,
     "tag": _tag,
+    "untag": _untag,
+    "current": _current,
+    "neighbors": _neighbors,
+    "update": _update,
+    "history": _history,
+    "remember": _remember,
 }
+
+
+async def _remember_many(memories: MemoryRepository, ids: list[UUID]) -> None:
+    agent = (await memories.get(ids[0])).agent_id
+    contents = [f"Row {number}." for number in range(ASKED // 2)] + [f"New {number}." for number in range(ASKED // 2)]
+    found = await memories.remember_many({"agent_id": agent, "content": c, "category": "factual"} for c in contents)
+    assert [outcome.created for outcome in found.outcomes] == [False] * (ASKED // 2) + [True] * (ASKED // 2)
+
+
 AT_ONCE: dict[str, Work] = {
     "get_many": lambda memories, ids: memories.get_many(ids),
+    "remember_many": _remember_many,
+    "merge": lambda memories, ids: memories.merge(ids[1:], into=ids[0]),
     "record_retrieval": lambda memories, ids: memories.record_retrieval(ids),
     "record_injection": lambda memories, ids: memories.record_injection(ids),
     "give_feedback": lambda memories, ids: memories.give_feedback(helpful=ids[:5], unhelpful=ids[5:]),
@@ -142,9 +191,7 @@ async def test_one_memory_is_read_by_its_id(
 
 
 @pytest.mark.parametrize("verb", AT_ONCE)
-async def test_several_are_read_by_theirs(
-    ibex_db: Database, owner: asyncpg.Connection, late: Late, verb: str
-) -> None:
+async def test_several_are_read_by_theirs(ibex_db: Database, owner: asyncpg.Connection, late: Late, verb: str) -> None:
     if await owner.fetchval("SELECT current_setting('server_version_num')::int") < 170000:
         pytest.skip("before 17 the primary key itself is read for its first column, and filtered")
 
@@ -169,9 +216,7 @@ async def test_a_page_of_the_newest_is_read_from_its_index(
     assert await read_by(ibex_db, owner, late, page) <= ASKED + 1
 
 
-async def test_the_counters_would_show_an_open_index(
-    ibex_db: Database, owner: asyncpg.Connection, late: Late
-) -> None:
+async def test_the_counters_would_show_an_open_index(ibex_db: Database, owner: asyncpg.Connection, late: Late) -> None:
     await owner.execute("CREATE INDEX seen_by_all ON ibex_core.memories (org_id, agent_id)")
 
     assert await read_by(ibex_db, owner, late, _get) >= ASKED * ROWS
