@@ -25,6 +25,7 @@ from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry, PoolProx
 from sqlalchemy.util.concurrency import greenlet_spawn
 
 from ibex_db_core.connection import FoldedConnection
+from ibex_db_core.fair_queue import FairQueue
 from ibex_db_core.tenant import ScopedSession, SyncScopedSession
 
 __all__ = [
@@ -54,8 +55,12 @@ _KNOWN = all(
 
 
 class LendingPool(AsyncAdaptedQueuePool):
-    """The pool of every engine, which also gives connections without waiting, and takes one for a given moment."""
+    """The pool of every engine, which also gives connections without waiting, and takes one for a given moment.
 
+    Who waits for a connection gets one before anybody who asks later.
+    """
+
+    _queue_class = FairQueue
     _chosen: ConnectionPoolEntry | None = None
     _offered: PoolProxiedConnection | None = None
 
@@ -63,7 +68,7 @@ class LendingPool(AsyncAdaptedQueuePool):
         """Return a connection that is open and idle; None where that would mean to wait, or to connect."""
         if self._chosen is not None or self._offered is not None or not self.checkedin():
             return None
-        record = self._pool.get(block=False)  # one is there, so nobody waits; the oldest SQLAlchemy would, all the same
+        record = self._pool.get(block=False)
         if self._is_stale(record):
             self._do_return_conn(record)
             return None
