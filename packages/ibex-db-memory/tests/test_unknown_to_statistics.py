@@ -1,4 +1,4 @@
-"""An organization that came after the statistics is read by what is asked for, not in full; counted in rows, never timed.
+"""An organization that came after the statistics is read by what is asked for; counted in rows, never timed.
 
 Of an organization that a partition's statistics do not know the planner expects one row: by any index that begins
 with the organization all its rows then cost what one row by the primary key does.
@@ -6,6 +6,7 @@ with the organization all its rows then cost what one row by the primary key doe
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from uuid import UUID
 
 import asyncpg
@@ -105,7 +106,7 @@ async def _forget(memories: MemoryRepository, ids: list[UUID]) -> None:
 
 
 async def _relate(memories: MemoryRepository, ids: list[UUID]) -> None:
-    for source, target in zip(ids, ids[1:], strict=False):
+    for source, target in pairwise(ids):
         await memories.relate(source, target, "related_to")
 
 
