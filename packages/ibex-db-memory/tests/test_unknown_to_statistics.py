@@ -160,7 +160,6 @@ ONE_BY_ONE = {
     "tag": _tag,
     "untag": _untag,
     "current": _current,
-    "neighbors": _neighbors,
     "update": _update,
     "history": _history,
     "remember": _remember,
@@ -169,14 +168,23 @@ ONE_BY_ONE = {
 
 async def _remember_many(memories: MemoryRepository, ids: list[UUID]) -> None:
     agent = (await memories.get(ids[0])).agent_id
-    contents = [f"Row {number}." for number in range(ASKED // 2)] + [f"New {number}." for number in range(ASKED // 2)]
-    found = await memories.remember_many({"agent_id": agent, "content": c, "category": "factual"} for c in contents)
-    assert [outcome.created for outcome in found.outcomes] == [False] * (ASKED // 2) + [True] * (ASKED // 2)
+    found = await memories.remember_many(
+        {"agent_id": agent, "content": f"New {number}.", "category": "factual"} for number in range(ASKED)
+    )
+    assert all(outcome.created for outcome in found.outcomes)
+
+
+async def _remember_twins(memories: MemoryRepository, ids: list[UUID]) -> None:
+    agent = (await memories.get(ids[0])).agent_id
+    found = await memories.remember_many(
+        {"agent_id": agent, "content": f"Row {number}.", "category": "factual"} for number in range(ASKED)
+    )
+    assert not any(outcome.created for outcome in found.outcomes)
 
 
 AT_ONCE: dict[str, Work] = {
+    "neighbors": _neighbors,
     "get_many": lambda memories, ids: memories.get_many(ids),
-    "remember_many": _remember_many,
     "merge": lambda memories, ids: memories.merge(ids[1:], into=ids[0]),
     "record_retrieval": lambda memories, ids: memories.record_retrieval(ids),
     "record_injection": lambda memories, ids: memories.record_injection(ids),
@@ -197,6 +205,16 @@ async def test_several_are_read_by_theirs(ibex_db: Database, owner: asyncpg.Conn
         pytest.skip("before 17 the primary key itself is read for its first column, and filtered")
 
     assert await read_by(ibex_db, owner, late, AT_ONCE[verb]) <= ASKED * A_HANDFUL
+
+
+@pytest.mark.parametrize("work", [_remember_many, _remember_twins])
+async def test_a_batch_reads_the_organization_once_at_most(
+    ibex_db: Database, owner: asyncpg.Connection, late: Late, work: Work
+) -> None:
+    if await owner.fetchval("SELECT current_setting('server_version_num')::int") < 170000:
+        pytest.skip("before 17 expired twins are looked for in the whole organization")
+
+    assert await read_by(ibex_db, owner, late, work) <= ROWS + ASKED * A_HANDFUL
 
 
 async def test_a_session_is_read_by_its_id(ibex_db: Database, owner: asyncpg.Connection, late: Late) -> None:

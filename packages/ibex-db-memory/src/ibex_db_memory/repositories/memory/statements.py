@@ -172,8 +172,8 @@ _TWIN_OF_MANY = _twin("i.agent_id", "i.content_hash", "i.status")
 
 
 # Expired twins are locked in the order of their ids: two batches over the same ones would otherwise deadlock.
-# They are updated, and twins looked up, one by one: joined to them, an organization that statistics do not know would
-# be read whole.  OFFSET 0 sees to the latter.
+# They are updated by their ids: to be joined, an organization that statistics do not know is read whole.  Twins are
+# joined all the same: that is once for a batch, and one by one it might be once for each twin.
 def _remember_many(*, beside: bool) -> TextClause:
     value = _beside("i.{}".format) if beside else "i.{}".format
     source = "inserted n JOIN input i USING (id)"
@@ -201,10 +201,8 @@ def _remember_many(*, beside: bool) -> TextClause:
     ){vectored}
     SELECT i.id, COALESCE(n.id, m.id), n.id IS NOT NULL, COALESCE(n.expires_at <= now(), false) FROM input i
     LEFT JOIN inserted n ON n.id = i.id
-    LEFT JOIN LATERAL (
-        SELECT m.id FROM ibex_core.memories m
-        WHERE {_TWIN_OF_MANY} AND n.id IS NULL AND (m.expires_at IS NULL OR m.expires_at > now()) OFFSET 0
-    ) m ON true
+    LEFT JOIN ibex_core.memories m
+        ON {_TWIN_OF_MANY} AND n.id IS NULL AND (m.expires_at IS NULL OR m.expires_at > now())
     """
     ).bindparams(
         bindparam("org_id", type_=Uuid()),
