@@ -43,7 +43,7 @@ SERVICE = nox.project.dependency_groups(PYPROJECT, "service")
 # Two processes, each with a server of its own: a small machine has two cores, and a test waits for its server anyway.
 SHARED = ("-n", "2", "--dist", "worksteal")
 
-# Each test's database is a folder of 800 files: in memory they are made four times as fast as on a disk that others use.
+# Each test's database is a folder of 800 files, made four times as fast in memory as on a disk that others use.
 IN_MEMORY = pathlib.Path("/dev/shm")  # noqa: S108 - servers make folders of their own in it, for their eyes only
 IN_MEMORY_NEEDS = 4 * 2**30
 

@@ -53,7 +53,7 @@ _LEFT = """
     FROM pg_stat_activity WHERE datname = current_database() AND backend_type = 'client backend'
         AND pid <> pg_backend_pid() AND application_name NOT IN ('chaos pgbouncer', '') GROUP BY pool
 """
-"""Those of PgBouncer apart: they bear its clients' name, or none before the first client; ours bear theirs from the start."""
+"""Those of PgBouncer apart: they bear its clients' name, and none before the first client.  Ours bear one always."""
 
 
 @dataclass

@@ -9,8 +9,10 @@ from sqlalchemy.util.concurrency import greenlet_spawn
 from sqlalchemy.util.queue import Empty, Full
 
 from ibex_db_core import Database
+from ibex_db_core.connection import FoldedConnection
 from ibex_db_core.fair_queue import FairQueue
 from ibex_db_core.lending import LendingPool
+from ibex_db_core.tenant import SyncScopedSession
 
 ONE = text("SELECT 1")
 
@@ -52,7 +54,7 @@ async def test_who_waits_is_served_before_who_goes_straight_on(single: Database,
             return done - before
 
     greedy = asyncio.create_task(go_on())
-    while done < 3:
+    while done < 3:  # noqa: ASYNC110 - counted, not signalled
         await asyncio.sleep(0)
     try:
         async with asyncio.timeout(5):
@@ -96,6 +98,40 @@ async def test_a_connection_given_to_a_task_that_is_cancelled_goes_to_the_next(s
         await second
         with pytest.raises(asyncio.CancelledError):
             await first
+    assert (pool_of(single).checkedin(), pool_of(single).checkedout()) == (1, 0)
+
+
+async def test_a_connection_that_was_waited_for_is_lent(single: Database, acme: UUID) -> None:
+    async def wait() -> bool:
+        async with single.tenant(acme) as session:
+            sync = session.sync_session
+            assert isinstance(sync, SyncScopedSession)
+            return sync.lease is not None
+
+    async with single.tenant(acme):
+        waits = asyncio.create_task(wait())
+        await turns()
+
+    assert await waits
+
+
+async def test_a_connection_that_died_before_it_came_back_is_made_anew(single: Database, acme: UUID) -> None:
+    async def wait() -> int:
+        async with single.tenant(acme) as session:
+            return int((await session.execute(text("SELECT pg_backend_pid()"))).scalar_one())
+
+    async with asyncio.timeout(10), single.tenant(acme) as session:
+        first, second = (asyncio.create_task(wait()) for _ in range(2))
+        await turns()
+        pooled = (await session.connection()).sync_connection
+        assert pooled is not None
+        driver = pooled.connection.driver_connection
+        assert isinstance(driver, FoldedConnection)
+        before = driver.get_server_pid()
+        await session.commit()
+        driver.terminate()
+
+    assert await first == await second != before
     assert (pool_of(single).checkedin(), pool_of(single).checkedout()) == (1, 0)
 
 

@@ -87,9 +87,14 @@ class FairQueue(QueueCommon[_T]):
         """
         if self._idle or not block:
             return self.get_nowait()
-        return await_only(self._turn(timeout))
+        return await_only(self.turn(timeout))
 
-    async def _turn(self, timeout: float | None) -> _T:
+    async def turn(self, timeout: float | None) -> _T:
+        """Return an item when it is one's turn.
+
+        Raises:
+            Empty: none came in time.
+        """
         mine: asyncio.Future[_T] = asyncio.get_running_loop().create_future()
         self._waiting.append(mine)
         try:
