@@ -43,6 +43,10 @@ SERVICE = nox.project.dependency_groups(PYPROJECT, "service")
 # Two processes, each with a server of its own: a small machine has two cores, and a test waits for its server anyway.
 SHARED = ("-n", "2", "--dist", "worksteal")
 
+# Each test's database is a folder of 800 files, made four times as fast in memory as on a disk that others use.
+IN_MEMORY = pathlib.Path("/dev/shm")  # noqa: S108 - servers make folders of their own in it, for their eyes only
+IN_MEMORY_NEEDS = 4 * 2**30
+
 # What the tests on Citus import from their neighbours.
 _SHARED_WITH_CITUS = (
     *("tests/isolation/two.py", "tests/isolation/ways.py"),
@@ -303,7 +307,7 @@ def _test(
         extras = ("ibex-db-core[cli,otel,testing]", "ibex-db-memory[cli]", *TYPES, *SERVICE)
         _install(session, WHEELS, *extras, versions=versions)
         session.run("python", "-c", PROOF, *WHEELS)
-        at = {"IBEX_WHEELS": str(BUILT), **(env or {})}
+        at = {"IBEX_WHEELS": str(BUILT), **_in_memory(), **(env or {})}
         session.run("pytest", *SHARED, *told, "tests", "--ignore=tests/release", *session.posargs, env=at)
         return
     installed = WHEELS[: WHEELS.index(suite) + 1]
@@ -321,7 +325,14 @@ def _test(
         _install(session, installed, *extras, versions=versions)
         session.run("python", "-c", PROOF, *installed)
         ours = ("-c", str(ROOT / "pyproject.toml"), "--rootdir", ".", "-o", f"pythonpath={place / 'tests'}")
-        session.run("pytest", *SHARED, *told, *ours, "tests", *session.posargs, env=env)
+        session.run("pytest", *SHARED, *told, *ours, "tests", *session.posargs, env={**_in_memory(), **(env or {})})
+
+
+def _in_memory() -> dict[str, str]:
+    """Let temporary files, and with them the servers of the tests, lie in memory where there is room for them."""
+    if "TMPDIR" in os.environ or not IN_MEMORY.is_dir() or shutil.disk_usage(IN_MEMORY).free < IN_MEMORY_NEEDS:
+        return {}
+    return {"TMPDIR": str(IN_MEMORY)}
 
 
 def _install(session: nox.Session, wheels: tuple[str, ...], *extras: str, versions: str) -> None:

@@ -15,6 +15,7 @@ from ibex_db_core.doctor import examine
 from ibex_db_core.engine import EngineSettings, create_engine
 from ibex_db_core.provisioning import Cluster
 from ibex_db_core.schema import ddl, entities, svg
+from ibex_db_core.schema.ddl import create_foreign_key
 from ibex_db_core.url import parse
 
 # What the migrations make beside the tables: partitions, in the number that was asked for, and their own record.
@@ -37,6 +38,16 @@ async def test_the_statements_make_what_the_migrations_make(ibex_cluster: Cluste
         await ibex_cluster.drop_database(name)
 
     assert [found for found in report.findings if found.code not in BESIDE] == []
+
+
+def test_who_asks_for_a_foreign_key_leaves_it_in_its_table() -> None:
+    rules = [rule for table in Base.metadata.tables.values() for rule in table.foreign_key_constraints]
+    before = ddl(Base.metadata)
+
+    asked = [create_foreign_key(rule) for rule in rules]
+
+    assert len(asked) == before.count("FOREIGN KEY") > 0
+    assert ddl(Base.metadata) == before
 
 
 def test_every_table_is_told_with_its_wheel() -> None:

@@ -51,8 +51,9 @@ _LEFT = """
     SELECT application_name || ', ' || usename AS pool, count(*) AS backends,
         count(*) FILTER (WHERE state LIKE 'idle in transaction%') AS idle
     FROM pg_stat_activity WHERE datname = current_database() AND backend_type = 'client backend'
-        AND pid <> pg_backend_pid() AND application_name <> 'chaos pgbouncer' GROUP BY pool
+        AND pid <> pg_backend_pid() AND application_name NOT IN ('chaos pgbouncer', '') GROUP BY pool
 """
+"""Those of PgBouncer apart: they bear its clients' name, and none before the first client.  Ours bear one always."""
 
 
 @dataclass

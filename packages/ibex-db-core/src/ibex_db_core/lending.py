@@ -20,11 +20,14 @@ from typing import Any, cast
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.dialects.postgresql.asyncpg import AsyncAdapt_asyncpg_connection
+from sqlalchemy.exc import TimeoutError  # noqa: A004 - what a pool raises
 from sqlalchemy.orm.state import InstanceState
 from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry, PoolProxiedConnection
 from sqlalchemy.util.concurrency import greenlet_spawn
+from sqlalchemy.util.queue import Empty
 
 from ibex_db_core.connection import FoldedConnection
+from ibex_db_core.fair_queue import FairQueue
 from ibex_db_core.tenant import ScopedSession, SyncScopedSession
 
 __all__ = [
@@ -54,24 +57,46 @@ _KNOWN = all(
 
 
 class LendingPool(AsyncAdaptedQueuePool):
-    """The pool of every engine, which also gives connections without waiting, and takes one for a given moment."""
+    """The pool of every engine, which also gives a connection outside SQLAlchemy, and takes one for a given moment.
 
+    Who waits for a connection gets one before anybody who asks later.
+    """
+
+    _queue_class = FairQueue[ConnectionPoolEntry]
     _chosen: ConnectionPoolEntry | None = None
     _offered: PoolProxiedConnection | None = None
 
-    def lend(self) -> PoolProxiedConnection | None:
-        """Return a connection that is open and idle; None where that would mean to wait, or to connect."""
-        if self._chosen is not None or self._offered is not None or not self.checkedin():
+    async def pick(self) -> ConnectionPoolEntry | None:
+        """Return an idle connection, waiting for one where no more may be made; None where SQLAlchemy has to make it.
+
+        Raises:
+            sqlalchemy.exc.TimeoutError: none came back within pool_timeout.
+        """
+        if self._chosen is not None or self._offered is not None:
             return None
-        record = self._pool.get(block=False)  # one is there, so nobody waits; the oldest SQLAlchemy would, all the same
-        if self._is_stale(record):
-            self._do_return_conn(record)
+        if self.checkedin():
+            return self._pool.get_nowait()
+        if not -1 < self._max_overflow <= self._overflow:
             return None
+        try:
+            return await cast("FairQueue[ConnectionPoolEntry]", self._pool).turn(self._timeout)
+        except Empty:
+            pass  # as SQLAlchemy has it: this is not why
+        raise TimeoutError(
+            f"all {self.size()} connections, and {self.overflow()} over, were in use for {self._timeout:g} s"
+        )
+
+    def lend(self, record: ConnectionPoolEntry) -> PoolProxiedConnection:
+        """Check a picked connection out."""
         self._chosen = record
         try:
             return super().connect()
         finally:
             self._chosen = None
+
+    def leave(self, record: ConnectionPoolEntry) -> None:
+        """Give a picked connection to whom asks next, through SQLAlchemy, which connects it anew where it is stale."""
+        self._chosen = record
 
     def connect(self) -> PoolProxiedConnection:
         """Check a connection out: the one that a session holds already, where it asks for that."""
@@ -90,7 +115,7 @@ class LendingPool(AsyncAdaptedQueuePool):
             return chosen
         return super()._do_get()
 
-    def _is_stale(self, record: ConnectionPoolEntry) -> bool:
+    def is_stale(self, record: ConnectionPoolEntry) -> bool:
         """Tell whether a checkout would replace it, as _ConnectionRecord.get_connection and the engine decide."""
         inside = cast("Any", record)
         if (
@@ -186,15 +211,23 @@ def plain(sync: SyncScopedSession) -> bool:
     )
 
 
-def lend(session: ScopedSession) -> bool:
-    """Have a fresh session hold a connection that carries its tenant; False where SQLAlchemy must see to it."""
+async def lend(session: ScopedSession) -> bool:
+    """Have a fresh session hold a connection that carries its tenant; False where SQLAlchemy must see to it, at once.
+
+    Raises:
+        sqlalchemy.exc.TimeoutError: none came back within pool_timeout.
+    """
     sync = cast("SyncScopedSession", session.sync_session)
     pool = cast("Engine", sync.bind).pool
-    if not isinstance(pool, LendingPool) or sync.settings is None or not plain(sync) or _attended(sync):
+    if not isinstance(pool, LendingPool) or sync.settings is None:
         return False
-    lease = pool.lend()
-    if lease is None:
+    record = await pool.pick()
+    if record is None:
         return False
+    if not plain(sync) or _attended(sync) or pool.is_stale(record):
+        pool.leave(record)
+        return False
+    lease = pool.lend(record)
     cast("FoldedConnection", lease.driver_connection).arm(sync.settings, sync.org_id)
     sync.lease = sync.held = lease
     return True

@@ -139,11 +139,13 @@ async def _seen(session: ScopedSession, unit: "Unit") -> AsyncGenerator[ScopedSe
 async def _transacted(session: ScopedSession, unit: "Unit | None") -> AsyncGenerator[ScopedSession]:
     sync = cast("SyncScopedSession", session.sync_session)
     try:
-        if unit is not None or not lend(session):
-            with translated():
-                # Check a connection out here, so that an exhausted pool or an
-                # absent server is told at the door.  BEGIN goes with the first statement.
-                await (session.connection() if unit is None else unit.connect())
+        with translated():
+            # Check a connection out here, so that an exhausted pool or an
+            # absent server is told at the door.  BEGIN goes with the first statement.
+            if unit is not None:
+                await unit.connect()
+            elif not await lend(session):
+                await session.connection()
         try:
             yield session
             if under_way(sync):

@@ -74,7 +74,7 @@ async def _patiently(
     try:
         async for attempt in tries:
             with attempt:
-                async with watched(engine, pid, patience.lock_timeout or _UNHURRIED) as seen:
+                async with watched(engine, pid, patience.lock_timeout or _UNHURRIED, seen):
                     try:
                         await connection.run_sync(_take, script, step, patience.lock_timeout, allow_destructive)
                     except _BLOCKED as exc:

@@ -57,7 +57,7 @@ class Holder:
 
 @dataclass
 class Waiting:
-    """What was seen of a wait, last."""
+    """What was seen of a wait, last: where nobody could look in time, what an earlier try saw stands."""
 
     relation: str | None = None
     mode: str | None = None
@@ -65,12 +65,11 @@ class Waiting:
 
 
 @asynccontextmanager
-async def watched(engine: AsyncEngine, pid: int, lock_timeout: float) -> AsyncGenerator[Waiting]:
-    """Look what a backend waits for while the block runs; a block that is done sooner is not looked at."""
-    seen = Waiting()
+async def watched(engine: AsyncEngine, pid: int, lock_timeout: float, seen: Waiting) -> AsyncGenerator[None]:
+    """Note in ``seen`` what a backend waits for while the block runs; a block that is done sooner is not looked at."""
     watcher = asyncio.create_task(_watch(engine, pid, lock_timeout, seen))
     try:
-        yield seen
+        yield
     finally:
         watcher.cancel()
         with suppress(asyncio.CancelledError):
@@ -87,9 +86,10 @@ async def _watch(engine: AsyncEngine, pid: int, lock_timeout: float, seen: Waiti
                 if wanted is not None:
                     holders = (await beside.execute(_HOLDERS, {"pid": pid})).all()
                     seen.relation, seen.mode = wanted.relation, wanted.mode
-                    seen.holders = tuple(
-                        Holder(row.pid, row.login, row.application, row.state, row.seconds, row.query)
-                        for row in holders
-                    )
+                    if holders:  # none: the wait was over between the two looks
+                        seen.holders = tuple(
+                            Holder(row.pid, row.login, row.application, row.state, row.seconds, row.query)
+                            for row in holders
+                        )
                 await beside.rollback()
                 await asyncio.sleep(max(lock_timeout / 8, 0.05))

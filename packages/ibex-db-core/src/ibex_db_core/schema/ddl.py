@@ -88,7 +88,8 @@ def create_indexes(table: Table) -> list[str]:
 
 def create_foreign_key(rule: ForeignKeyConstraint) -> str:
     """Return the statement that adds a foreign key to a table that is there."""
-    return _compiled(AddConstraint(rule))
+    # Isolated, it would be left out of every later CREATE TABLE of this process.
+    return _compiled(AddConstraint(rule, isolate_from_table=False))
 
 
 def store_in_one_piece(table: Table) -> list[str]:
