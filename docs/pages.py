@@ -257,8 +257,9 @@ _TESTING = {
     "ibex_db_tenancy.testing": (
         *("tenant", "make_organization", "make_user", "make_agent", "make_token"),
         *("TestTenant", "MakeOrganization", "MakeUser", "MakeAgent", "MakeToken"),
+        *("OrganizationColumns", "UserColumns", "AgentColumns"),
     ),
-    "ibex_db_memory.testing": ("make_session", "make_memory", "MakeSession", "MakeMemory"),
+    "ibex_db_memory.testing": ("make_session", "make_memory", "MakeSession", "MakeMemory", "DraftFields"),
 }
 
 

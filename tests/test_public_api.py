@@ -92,6 +92,11 @@ def test_the_wheels_share_one_version() -> None:
     assert len({importlib.metadata.version(wheel) for wheel in WHEELS}) == 1
 
 
+def test_the_version_is_the_installed_wheels() -> None:
+    assert ibex_db.__version__ == importlib.metadata.version("ibex-db-core")
+    assert "__version__" not in vars(ibex_db)  # read when it is asked for
+
+
 def test_one_import_completes_the_metadata() -> None:
     printed = fresh("import ibex_db; print(*(t.name for t in ibex_db.Base.metadata.tables.values()))").stdout
 

@@ -26,6 +26,34 @@ async def search(memories: MemoryRepository) -> None:
     await memories.search(embeding=[1.0])
 """,
     ),
+    "a misspelt column of a factory": (
+        "nmae",
+        """
+from ibex_db_tenancy.testing import MakeAgent
+
+async def test_a_service(make_agent: MakeAgent) -> None:
+    await make_agent(nmae="Support")
+""",
+    ),
+    "a factory's column of another type": (
+        "role",
+        """
+from ibex_db import UserStatus
+from ibex_db_tenancy.testing import MakeUser
+
+async def test_a_service(make_user: MakeUser) -> None:
+    await make_user(role=UserStatus.ACTIVE)
+""",
+    ),
+    "a misspelt field of a draft": (
+        "catgory",
+        """
+from ibex_db_memory.testing import MakeMemory
+
+async def test_a_service(make_memory: MakeMemory) -> None:
+    await make_memory("Prefers tea.", catgory="preference")
+""",
+    ),
     "another model": (
         "User",
         """

@@ -1,5 +1,7 @@
 """Upload dist/ to the index at IBEX_INDEX_URL; a version that is there is never overwritten.
 
+Files that are there with the same bytes are left alone: run again, it has nothing to do, and that is a success.
+
 IBEX_INDEX_URL     what `uv add --index` takes: the index's simple pages
 IBEX_PUBLISH_URL   where it takes uploads; without it, IBEX_INDEX_URL less its /simple/
 UV_PUBLISH_TOKEN, or UV_PUBLISH_USERNAME and UV_PUBLISH_PASSWORD: uv's own
@@ -44,11 +46,11 @@ def main(folder: Path) -> None:
         )
     if done.returncode != 0:
         raise SystemExit("the upload failed; what was uploaded stays, and the same command goes on from there")
-    if not uploaded:
-        raise SystemExit(
-            f"{version} is on the index already, the same bytes: nothing was uploaded, and there is nothing to do"
-        )
-    print(f"{version} is published: {uploaded} files")
+    if not uploaded:  # a job that runs twice; uv has compared every file, and one that differs was an error above
+        print(f"{version} is on the index already, the same bytes: nothing was uploaded, and there is nothing to do")
+        return
+    rest = len(ordered) - uploaded
+    print(f"{version} is published: {uploaded} files" + f"; {rest} were there already, the same bytes" * bool(rest))
 
 
 if __name__ == "__main__":

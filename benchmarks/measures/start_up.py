@@ -36,7 +36,10 @@ async def main():
     pool = await asyncpg.create_pool({dsn!r}, min_size=1)
     async with pool.acquire() as c, c.transaction():
         await c.execute(f"SET LOCAL app.current_org_id = '{{org}}'")
-        sql = "SELECT id, content FROM ibex_core.memories WHERE org_id = $1 ORDER BY created_at DESC, id DESC LIMIT 10"
+        sql = (
+            "SELECT id, content FROM ibex_core.memories WHERE org_id = $1 AND created_at >= '-infinity' "
+            "ORDER BY created_at DESC, id DESC LIMIT 10"
+        )
         assert len(await c.fetch(sql, org)) == 10
     await pool.close()
 asyncio.run(main())

@@ -10,8 +10,8 @@ STORAGE = [
     ),
     Fault(
         "index-invalid",
-        "ibex_core.memories_agent_id_idx",
-        "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'ibex_core.memories_agent_id_idx'::regclass",
+        "ibex_core.memories_by_agent_idx",
+        "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'ibex_core.memories_by_agent_idx'::regclass",
     ),
     Fault(
         "index-changed",
@@ -19,7 +19,7 @@ STORAGE = [
         "DROP INDEX ibex_core.memories_content_hash_org; CREATE UNIQUE INDEX memories_content_hash_org"
         " ON ibex_core.memories (org_id, agent_id, content_hash) WHERE status = 'active'",
     ),
-    Fault("index-missing", "ibex_core.memory_tags_tag_idx", "DROP INDEX ibex_core.memory_tags_tag_idx"),
+    Fault("index-missing", "ibex_core.memory_tags_by_tag_idx", "DROP INDEX ibex_core.memory_tags_by_tag_idx"),
     Fault(
         "index-unknown",
         "ibex_core.memories_counted",

@@ -167,20 +167,42 @@ def test_who_has_no_credentials_is_told_which(dist: Path, published: str, tmp_pa
     assert "rusted publishing" not in done.stderr
 
 
-def test_a_published_version_is_never_overwritten(dist: Path, published: str, tmp_path: Path) -> None:
+def test_the_same_bytes_again_are_a_success_and_leave_the_index_as_it_is(dist: Path, published: str) -> None:
+    before = httpx.get(f"{published}ibex-db-core/", trust_env=False).text
+
+    again = _publish(dist, published, check=False)
+
+    assert again.returncode == 0, again.stderr
+    assert "is on the index already, the same bytes: nothing was uploaded" in again.stdout
+    assert "Uploading" not in again.stderr
+    assert httpx.get(f"{published}ibex-db-core/", trust_env=False).text == before
+
+
+@pytest.mark.parametrize("kind", ["ibex_db_core-*.whl", "ibex_db_memory-*.tar.gz"])  # sent first, and last
+def test_a_published_version_is_never_overwritten(dist: Path, published: str, tmp_path: Path, kind: str) -> None:
     changed = tmp_path / "dist"
     shutil.copytree(dist, changed)
-    wheel = next(changed.glob("ibex_db_core-*.whl"))
-    before = httpx.get(f"{published}ibex-db-core/", trust_env=False).text
-    same = _publish(dist, published, check=False)
-    wheel.write_bytes(wheel.read_bytes() + b"\0")  # another file of the same name
+    file = next(changed.glob(kind))
+    file.write_bytes(file.read_bytes() + b"\0")  # another file of the same name
+    page = f"{published}{file.name.split('-')[0].replace('_', '-')}/"
+    before = httpx.get(page, trust_env=False).text
 
     other = _publish(changed, published, check=False)
 
-    assert same.returncode == other.returncode == 1
-    assert "is on the index already, the same bytes: nothing was uploaded" in same.stderr
+    assert other.returncode == 1
     assert "A published version is never overwritten" in other.stderr
-    assert httpx.get(f"{published}ibex-db-core/", trust_env=False).text == before
+    assert httpx.get(page, trust_env=False).text == before
+
+
+def test_an_upload_that_broke_off_is_taken_up(dist: Path, folder: Path, published: str) -> None:
+    (lacking,) = (folder / "packages").glob("ibex_db_memory-*.tar.gz")
+    before = lacking.read_bytes()
+    lacking.unlink()
+
+    again = _publish(dist, published)
+
+    assert "is published: 1 files; 5 were there already" in again.stdout
+    assert lacking.read_bytes() == before
 
 
 def test_a_service_gets_the_three_wheels_from_the_index(service: Path, published: str) -> None:

@@ -9,16 +9,11 @@ from uuid import UUID
 
 import pytest
 from docstrings import examples
+from furnished import furnish
 
-import ibex_db_core
 import ibex_db_memory
-import ibex_db_tenancy
 from ibex_db import (
-    Agent,
-    AgentRepository,
     Database,
-    Directive,
-    DirectiveRepository,
     HotWeights,
     InvalidInputError,
     Kept,
@@ -28,9 +23,6 @@ from ibex_db import (
     OrganizationRepository,
     Reembedding,
     SessionRepository,
-    TokenRepository,
-    User,
-    UserRepository,
 )
 from ibex_db_core.sharding import is_sharded
 
@@ -56,28 +48,12 @@ async def world(db: Database) -> AsyncGenerator[dict[str, Any]]:
         org = await OrganizationRepository(platform).add(Organization(name="Acme", slug="acme"))
     try:
         async with db.tenant(org.id) as session:
-            users, agents, directives = UserRepository(session), AgentRepository(session), DirectiveRepository(session)
-            user = await users.add(User(email="owner@acme.example", name="Owner"))
-            agent = await agents.add(Agent(name="Support", slug="support"))
-            directive = await directives.add(Directive(name="Manners"))
-            version = await directives.draft(directive.id, content="Be kind.")
-            await session.commit()
             yield {
-                **vars(ibex_db_core),
-                **vars(ibex_db_tenancy),
                 **vars(ibex_db_memory),
+                **await furnish(session),
                 "timedelta": timedelta,
                 "db": db,
                 "org": org,
-                "session": session,
-                "user": user,
-                "users": users,
-                "agent": agent,
-                "agents": agents,
-                "directive": directive,
-                "directives": directives,
-                "version": version,
-                "tokens": TokenRepository(session),
                 "memories": MemoryRepository(session),
                 "sessions": SessionRepository(session),
             }

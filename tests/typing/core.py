@@ -11,6 +11,7 @@ from uuid import UUID
 from sqlalchemy import Text
 from sqlalchemy.orm import Mapped, mapped_column
 
+import ibex_db
 from ibex_db import (
     Base,
     BaseRepository,
@@ -74,6 +75,11 @@ async def rows(session: ScopedSession, ident: UUID) -> None:
     assert_type(await notes.add(Note(text="Tea.")), Note)
     stream = notes.stream()
     assert_type(stream, AsyncIterator[Note])
+
+
+def named() -> str:
+    assert_type(ibex_db.__version__, str)
+    return f"service on ibex-db {ibex_db.__version__}"
 
 
 def refused(error: IbexError) -> str:

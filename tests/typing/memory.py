@@ -37,6 +37,7 @@ from ibex_db import (
     repartition,
     repartition_status,
 )
+from ibex_db_memory.testing import DraftFields, MakeMemory, MakeSession
 
 
 async def statements(db: Database, org_id: UUID) -> None:
@@ -103,3 +104,12 @@ async def partitions(migrator: Migrator) -> None:
     assert_type(await repartition(migrator, 32), RepartitionStatus)
     assert_type(await repartition_status(migrator), RepartitionStatus)
     assert_type(await abandon_repartition(migrator), bool)
+
+
+async def test_a_service(make_session: MakeSession, make_memory: MakeMemory) -> None:
+    run = await make_session(external_id="run-1")
+    assert_type(run, Session)
+    assert_type(await make_memory(), Memory)
+    assert_type(await make_memory("Prefers tea.", tags=["drinks"], embedding=[1.0, 0.0]), Memory)
+    fields: DraftFields = {"category": MemoryCategory.FACTUAL, "confidence": 0.9, "session_id": run.id}
+    assert_type(await make_memory("Prefers tea.", **fields), Memory)

@@ -25,7 +25,7 @@ from ibex_db import (
     UserRepository,
     UserRole,
 )
-from ibex_db_tenancy.testing import MakeAgent, MakeToken, TestTenant
+from ibex_db_tenancy.testing import AgentColumns, MakeAgent, MakeOrganization, MakeToken, MakeUser, TestTenant
 
 
 async def organizations(session: ScopedSession) -> None:
@@ -74,3 +74,13 @@ async def test_a_service(tenant: TestTenant, make_agent: MakeAgent, make_token: 
     assert_type(tenant.session, ScopedSession)
     assert_type(await make_agent(name="Support"), Agent)
     assert_type((await make_token(permissions=1)).plaintext, str)
+
+
+async def test_rows_of_its_own(
+    tenant: TestTenant, make_organization: MakeOrganization, make_user: MakeUser, make_agent: MakeAgent
+) -> None:
+    assert_type(await make_organization(name="Globex", settings={"locale": "de"}), Organization)
+    owner = await make_user(org_id=tenant.id, role=UserRole.OWNER, last_login_at=None)
+    assert_type(owner, User)
+    columns: AgentColumns = {"name": "Support", "created_by": owner.id, "metadata_": {"team": "support"}}
+    assert_type(await make_agent(org_id=tenant.id, **columns), Agent)

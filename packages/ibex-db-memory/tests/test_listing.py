@@ -11,7 +11,7 @@ from ibex_db_memory import MemoryRepository
 
 _READ = """
 SELECT sum(idx_scan)::int AS scans, sum(idx_tup_read)::int AS entries FROM pg_stat_user_indexes
-WHERE indexrelname LIKE 'memories\\_created\\_at\\_idx\\_p%'
+WHERE indexrelname LIKE 'memories\\_newest\\_idx\\_p%'
 """
 
 

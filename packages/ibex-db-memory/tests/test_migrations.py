@@ -75,6 +75,7 @@ async def test_up_and_down_and_up_again(ibex_db: Database) -> None:
             "memory_0008",
             "memory_0009",
             "memory_0010",
+            "memory_0011",
         ]
 
         assert await migrator.check() == []
@@ -199,7 +200,7 @@ async def test_an_agents_rows_go_with_it(ibex_db: Database, home: Home) -> None:
 
 _INDEXES = """
 SELECT c.relname, c.oid, x.indisvalid AS whole FROM pg_index x JOIN pg_class c ON c.oid = x.indexrelid
-WHERE c.relname ~ '^memories_(words|created_at|search_vector)_idx' ORDER BY 1
+WHERE c.relname ~ '^memories_(words|created_at|newest|search_vector)_idx' ORDER BY 1
 """
 _HALF = "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'ibex_core.{}'::regclass"
 _WORDS_OF_P03 = (
@@ -243,7 +244,7 @@ async def test_words_are_found_by_an_index_at_each_step_to_the_new_one_and_back(
             assert await _said(ibex_db, home) == ["Likes tea."], revision
             if revision != "memory_0009":  # which comes down without the old index, and searches the new one
                 assert "memories_search_vector_idx" in await _plan(owner, expressions[False])
-        for revision in ("memory_0007", "memory_0008", "memory_0009", "memory_0010"):
+        for revision in ("memory_0007", "memory_0008", "memory_0009", "memory_0010", "memory_0011"):
             await migrator.upgrade(revision)
             new = "memories_word_keys" in await owner.fetchval(body)
             assert new == (revision >= "memory_0009")
@@ -354,7 +355,8 @@ async def test_no_revision_holds_a_partition_while_it_waits_for_memories(
         assert await migrator.check() == []
     await reader.close()
 
-    assert waited >= {"memory_0009", "memory_0009 back", "memory_0010", "memory_0005", "memory_0002 back"}
+    assert waited >= {"memory_0009", "memory_0009 back", "memory_0010", "memory_0011", "memory_0011 back"}
+    assert waited >= {"memory_0005", "memory_0002 back"}
 
 
 async def _upgrade(migrator: Migrator, revision: str) -> None:

@@ -2,6 +2,8 @@
 
 import asyncio
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, replace
 from uuid import UUID
 
 import asyncpg
@@ -11,30 +13,52 @@ from sqlalchemy import text
 
 from ibex_db_core.database import Database
 from ibex_db_core.errors import DeadlockError
+from ibex_db_core.tenant import ScopedSession
 from ibex_db_memory import MemoryRepository
 from ibex_db_memory.repositories.memory import turns
 
 Vector = Callable[[int], list[float]]
 
 
-async def kept(database: Database, home: Home, vector: Vector, count: int) -> list[UUID]:
-    async with database.tenant(home.org_id) as session:
+@dataclass(frozen=True)
+class Rows:
+    """Some memories of one organization, and sessions that count them."""
+
+    database: Database
+    org_id: UUID
+    ids: list[UUID]
+
+    def first(self, count: int) -> "Rows":
+        return replace(self, ids=self.ids[:count])
+
+    def session(self) -> AbstractAsyncContextManager[ScopedSession]:
+        return self.database.tenant(self.org_id)
+
+    async def count(self) -> None:
+        """Count each once, in a session of its own."""
+        async with self.session() as session:
+            await MemoryRepository(session).record_retrieval(self.ids)
+            await session.execute(text("SELECT pg_stat_force_next_flush()"))
+
+    async def counts(self) -> list[int]:
+        async with self.session() as session:
+            return [row.retrieval_count for row in await MemoryRepository(session).get_many(self.ids)]
+
+
+@pytest.fixture
+async def ten(ibex_db: Database, home: Home, vector: Vector) -> Rows:
+    async with ibex_db.tenant(home.org_id) as session:
         done = await MemoryRepository(session).remember_many(
             {"agent_id": home.agent_id, "content": f"Number {n}.", "category": "factual", "embedding": vector(n)}
-            for n in range(count)
+            for n in range(10)
         )
-    return [outcome.id for outcome in done.outcomes]
+    return Rows(ibex_db, home.org_id, [outcome.id for outcome in done.outcomes])
 
 
-async def count_once(database: Database, home: Home, ids: list[UUID]) -> None:
-    async with database.tenant(home.org_id) as session:
-        await MemoryRepository(session).record_retrieval(ids)
-        await session.execute(text("SELECT pg_stat_force_next_flush()"))
-
-
-async def counts(database: Database, home: Home, ids: list[UUID]) -> list[int]:
-    async with database.tenant(home.org_id) as session:
-        return [row.retrieval_count for row in await MemoryRepository(session).get_many(ids)]
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody goes to Postgres before its turn."""
+    monkeypatch.setattr(turns, "_PATIENCE_SECONDS", 3600.0)
 
 
 async def waiters(owner: asyncpg.Connection, count: int) -> None:
@@ -52,115 +76,98 @@ async def updates(owner: asyncpg.Connection) -> tuple[int, int]:
     return row[0], row[1]
 
 
+@pytest.mark.usefixtures("patient")
 async def test_many_tasks_that_count_the_same_rows_lose_no_count_and_stay_hot(
-    ibex_db: Database, home: Home, vector: Vector, owner: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+    ten: Rows, owner: asyncpg.Connection
 ) -> None:
-    monkeypatch.setattr(turns, "_PATIENCE_SECONDS", 3600.0)
-    ids = await kept(ibex_db, home, vector, 10)
-
     async def task() -> None:
         for _ in range(10):
-            await count_once(ibex_db, home, ids)
+            await ten.count()
 
     await asyncio.gather(*(task() for _ in range(16)))
 
-    assert await counts(ibex_db, home, ids) == [160] * 10
+    assert await ten.counts() == [160] * 10
     assert await updates(owner) == (1600, 1600)
 
 
 async def test_whoever_waits_in_postgres_makes_updates_leave_their_page(
-    ibex_db: Database,
-    home: Home,
-    vector: Vector,
-    owner: asyncpg.Connection,
-    monkeypatch: pytest.MonkeyPatch,
+    ten: Rows, owner: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What turns are for: a waiting statement's snapshot keeps versions, and the page has room for two of each row."""
     monkeypatch.setattr(turns, "_PATIENCE_SECONDS", 0.0)
-    ids = await kept(ibex_db, home, vector, 10)
-    async with ibex_db.tenant(home.org_id) as first:
-        await MemoryRepository(first).record_retrieval(ids)
-        waiting = [asyncio.create_task(count_once(ibex_db, home, ids)) for _ in range(4)]
+    async with ten.session() as first:
+        await MemoryRepository(first).record_retrieval(ten.ids)
+        waiting = [asyncio.create_task(ten.count()) for _ in range(4)]
         await waiters(owner, 4)
         await first.execute(text("SELECT pg_stat_force_next_flush()"))
     await asyncio.gather(*waiting)
 
     made, hot = await updates(owner)
-    assert await counts(ibex_db, home, ids) == [5] * 10
+    assert await ten.counts() == [5] * 10
     assert made == 50
     assert hot < made
 
 
-async def test_other_memories_are_counted_without_waiting(
-    ibex_db: Database, home: Home, vector: Vector, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(turns, "_PATIENCE_SECONDS", 3600.0)
-    ids = await kept(ibex_db, home, vector, 2)
-    async with ibex_db.tenant(home.org_id) as first:
-        await MemoryRepository(first).record_retrieval(ids[:1])
-        await count_once(ibex_db, home, ids[1:])
+@pytest.mark.usefixtures("patient")
+async def test_other_memories_are_counted_without_waiting(ten: Rows) -> None:
+    two = ten.first(2)
+    async with two.session() as first:
+        await MemoryRepository(first).record_retrieval(two.ids[:1])
+        await replace(two, ids=two.ids[1:]).count()
         # A savepoint that ends is not the end of the turn, and counting again is no waiting.
         async with first.begin_nested():
-            await MemoryRepository(first).record_retrieval(ids)
-        waiting = asyncio.create_task(count_once(ibex_db, home, ids))
+            await MemoryRepository(first).record_retrieval(two.ids)
+        waiting = asyncio.create_task(two.count())
         await asyncio.sleep(0.05)
         assert not waiting.done()
     await waiting
 
-    assert await counts(ibex_db, home, ids) == [3, 3]
+    assert await two.counts() == [3, 3]
 
 
-async def test_a_turn_ends_with_a_rollback_and_with_a_cancelled_wait(
-    ibex_db: Database, home: Home, vector: Vector, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(turns, "_PATIENCE_SECONDS", 3600.0)
-    ids = await kept(ibex_db, home, vector, 1)
-    async with ibex_db.tenant(home.org_id) as first:
-        await MemoryRepository(first).record_retrieval(ids)
-        gone = asyncio.create_task(count_once(ibex_db, home, ids))
+@pytest.mark.usefixtures("patient")
+async def test_a_turn_ends_with_a_rollback_and_with_a_cancelled_wait(ten: Rows) -> None:
+    one = ten.first(1)
+    async with one.session() as first:
+        await MemoryRepository(first).record_retrieval(one.ids)
+        gone = asyncio.create_task(one.count())
         await asyncio.sleep(0.02)
         gone.cancel()
         with pytest.raises(asyncio.CancelledError):
             await gone
         await first.rollback()
-        await count_once(ibex_db, home, ids)
+        await one.count()
 
-    assert await counts(ibex_db, home, ids) == [1]
+    assert await one.counts() == [1]
 
 
 async def test_whoever_has_waited_for_long_goes_to_postgres(
-    ibex_db: Database,
-    home: Home,
-    vector: Vector,
-    owner: asyncpg.Connection,
-    monkeypatch: pytest.MonkeyPatch,
+    ten: Rows, owner: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(turns, "_PATIENCE_SECONDS", 0.01)
-    ids = await kept(ibex_db, home, vector, 1)
-    async with ibex_db.tenant(home.org_id) as first:
-        await MemoryRepository(first).record_retrieval(ids)
-        waiting = asyncio.create_task(count_once(ibex_db, home, ids))
+    one = ten.first(1)
+    async with one.session() as first:
+        await MemoryRepository(first).record_retrieval(one.ids)
+        waiting = asyncio.create_task(one.count())
         await waiters(owner, 1)
     await waiting
 
-    assert await counts(ibex_db, home, ids) == [2]
+    assert await one.counts() == [2]
 
 
-async def test_two_that_want_each_others_rows_are_told_apart_by_postgres(
-    ibex_db: Database, home: Home, vector: Vector, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(turns, "_PATIENCE_SECONDS", 3600.0)
-    ids = await kept(ibex_db, home, vector, 2)
+@pytest.mark.usefixtures("patient")
+async def test_two_that_want_each_others_rows_are_told_apart_by_postgres(ten: Rows) -> None:
+    two = ten.first(2)
     both = asyncio.Barrier(2)
 
     async def cross(one: UUID, other: UUID) -> None:
-        async with ibex_db.tenant(home.org_id) as session:
+        async with two.session() as session:
             memories = MemoryRepository(session)
             await memories.record_retrieval([one])
             await both.wait()
             await memories.record_retrieval([other])
 
-    ended = await asyncio.gather(cross(*ids), cross(*reversed(ids)), return_exceptions=True)
+    ended = await asyncio.gather(cross(*two.ids), cross(*reversed(two.ids)), return_exceptions=True)
 
     assert [type(end) for end in ended if end is not None] == [DeadlockError]
-    assert await counts(ibex_db, home, ids) == [1, 1]
+    assert await two.counts() == [1, 1]

@@ -8,22 +8,18 @@ from uuid import uuid4
 import pytest
 import pytest_asyncio
 from docstrings import examples, run, without_example
+from furnished import furnish
 from sqlalchemy import select
 
-import ibex_db_core
-import ibex_db_tenancy
 from ibex_db_core.database import Database
 from ibex_db_core.provisioning import Cluster
 from ibex_db_core.tenant import ScopedSession
 from ibex_db_tenancy import (
-    Agent,
     AgentRepository,
-    Directive,
     DirectiveRepository,
     Organization,
     OrganizationRepository,
     TokenRepository,
-    User,
     UserRepository,
 )
 
@@ -57,27 +53,7 @@ async def ibex_db(ibex_cluster: Cluster, shared: str) -> AsyncIterator[Database]
 @pytest_asyncio.fixture
 async def names(ibex_db: Database, org: Organization, session: ScopedSession) -> AsyncIterator[dict[str, object]]:
     """An organization with a user, an agent and a directive; a session in it; and what the wheels export."""
-    users, agents, directives = UserRepository(session), AgentRepository(session), DirectiveRepository(session)
-    user = await users.add(User(email="owner@acme.example", name="Owner"))
-    agent = await agents.add(Agent(name="Support", slug="support"))
-    directive = await directives.add(Directive(name="Manners"))
-    version = await directives.draft(directive.id, content="Be kind.")
-    await session.commit()
-    yield {
-        **vars(ibex_db_core),
-        **vars(ibex_db_tenancy),
-        "db": ibex_db,
-        "org": org,
-        "session": session,
-        "user": user,
-        "users": users,
-        "agent": agent,
-        "agents": agents,
-        "directive": directive,
-        "directives": directives,
-        "version": version,
-        "tokens": TokenRepository(session),
-    }
+    yield {**await furnish(session), "db": ibex_db, "org": org}
     await session.rollback()
 
 

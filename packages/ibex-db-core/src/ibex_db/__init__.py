@@ -259,10 +259,18 @@ _ADDED_BY = {
     ),
 }
 
+# Not bound here: who asks for it has the installed wheel's metadata read, and nobody else pays for that.
+__version__: str
+"""The version of ibex-db-core; the three wheels are released together."""
+
 if not TYPE_CHECKING:  # hidden from checkers, or they would accept any name
 
     def __getattr__(name: str) -> object:
-        """Name the wheel to install; reached only for names that are not bound above."""
+        """Read the version, or name the wheel to install; reached only for names that are not bound above."""
+        if name == "__version__":
+            from importlib.metadata import version
+
+            return version("ibex-db-core")
         for wheel, names in _ADDED_BY.items():
             if name in names:
                 raise ImportError(f"ibex_db.{name} is in the {wheel} wheel: uv add {wheel}", name=__name__)

@@ -123,8 +123,9 @@ class BaseRepository(Scoped[T]):
             >>> [found.email for found in await users.find(User.name == "Owner", limit=10)]
             ['owner@acme.example']
         """
-        statement = self._select(include_deleted=include_deleted).where(*where).options(*options)
-        statement = statement.order_by(*(step.clause for step in self._order(None))).limit(limit_of(limit))
+        order = self._order(None)
+        statement = self._select(include_deleted=include_deleted).where(*where, *self._indexed(order)).options(*options)
+        statement = statement.order_by(*(step.clause for step in order)).limit(limit_of(limit))
         return (await self._execute(statement)).scalars().all()
 
     async def list(
@@ -160,7 +161,7 @@ class BaseRepository(Scoped[T]):
             ['Support']
         """
         order = self._order(order_by, descending=descending)
-        statement = self._select(include_deleted=include_deleted).where(*where).options(*options)
+        statement = self._select(include_deleted=include_deleted).where(*where, *self._indexed(order)).options(*options)
         if cursor is not None:
             statement = statement.where(after(order, cursor, self.model))
         statement = statement.order_by(*(step.clause for step in order)).limit(limit_of(limit) + 1)

@@ -159,6 +159,10 @@ class Scoped(Generic[T]):
             raise InvalidInputError("order_by", column.key, f"must be a column of {self.model.__name__}, never NULL")
         return [Order(column.key, cast("ColumnElement[object]", column), descending), by_id]
 
+    def _indexed(self, order: Sequence[Order]) -> Sequence[ColumnElement[bool]]:  # noqa: ARG002 - for who has one
+        """Return what is true of every row, and what a partial index of this order asks for: nothing, mostly."""
+        return ()
+
     async def _ready(self) -> None:
         """Have the tenant set, on a session that is not ours; ours carry it in BEGIN."""
         if self._guard is not None:

@@ -4,15 +4,39 @@ Found by pytest on its own.  What a factory makes is committed, so the service u
 """
 
 from itertools import count
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypedDict, Unpack
 from uuid import UUID
 
 import pytest
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from datetime import datetime
+    from decimal import Decimal
+
     from ibex_db_core.database import Database
-    from ibex_db_memory.models import Memory, Session
+    from ibex_db_core.types import JsonObject, VectorLike
+    from ibex_db_memory.models import Memory, MemoryCategory, MemorySource, MemoryStatus, Session
     from ibex_db_tenancy.testing import MakeAgent, TestTenant
+
+
+class DraftFields(TypedDict, total=False):
+    """What make_memory takes beside content and agent_id: every other field of a MemoryDraft."""
+
+    category: "MemoryCategory | str"
+    embedding: "VectorLike | None"
+    embedding_model: str | None
+    source: "MemorySource | str"
+    status: "MemoryStatus | str"
+    session_id: UUID | None
+    confidence: "Decimal | float | None"
+    usefulness_score: "Decimal | float | None"
+    tags: "Iterable[str]"
+    metadata: "JsonObject"
+    valid_from: "datetime | None"
+    valid_until: "datetime | None"
+    expires_at: "datetime | None"
+    id: UUID | None
 
 
 class MakeSession(Protocol):
@@ -29,7 +53,12 @@ class MakeMemory(Protocol):
     """``await make_memory("Prefers tea.", tags=["drinks"])`` remembers a statement."""
 
     async def __call__(
-        self, content: str | None = None, *, org_id: UUID | None = None, agent_id: UUID | None = None, **draft: object
+        self,
+        content: str | None = None,
+        *,
+        org_id: UUID | None = None,
+        agent_id: UUID | None = None,
+        **draft: Unpack[DraftFields],
     ) -> "Memory":
         """Remember one; without agent_id, of one agent that all such memories of the organization share.
 
@@ -69,7 +98,11 @@ def make_memory(ibex_db: "Database", tenant: "TestTenant", make_agent: "MakeAgen
     agents: dict[UUID, UUID] = {}
 
     async def make(
-        content: str | None = None, *, org_id: UUID | None = None, agent_id: UUID | None = None, **draft: object
+        content: str | None = None,
+        *,
+        org_id: UUID | None = None,
+        agent_id: UUID | None = None,
+        **draft: Unpack[DraftFields],
     ) -> Memory:
         whose = org_id or tenant.id
         if agent_id is None and whose not in agents:

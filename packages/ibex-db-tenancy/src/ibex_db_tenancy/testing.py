@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from itertools import count
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypedDict, Unpack
 from uuid import UUID
 
 import pytest
@@ -17,9 +17,21 @@ import pytest
 from ibex_db_core.testing import in_anyio, in_asyncio, of_the_tests_loop
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from ibex_db_core.database import Database
     from ibex_db_core.tenant import ScopedSession
-    from ibex_db_tenancy.models import Agent, Organization, User
+    from ibex_db_core.types import JsonObject
+    from ibex_db_tenancy.models import (
+        Agent,
+        AgentStatus,
+        Organization,
+        OrganizationStatus,
+        OrganizationTier,
+        User,
+        UserRole,
+        UserStatus,
+    )
     from ibex_db_tenancy.repositories import IssuedToken
 
 
@@ -42,10 +54,57 @@ class TestTenant:
         return self.organization.id
 
 
+class OrganizationColumns(TypedDict, total=False):
+    """What make_organization takes: every column of an Organization."""
+
+    id: UUID
+    name: str
+    slug: str
+    tier: "OrganizationTier"
+    status: "OrganizationStatus"
+    settings: "JsonObject"
+    created_at: "datetime"
+    updated_at: "datetime"
+    deleted_at: "datetime | None"
+
+
+class UserColumns(TypedDict, total=False):
+    """What make_user takes beside org_id: every column of a User that the database does not compute."""
+
+    id: UUID
+    email: str
+    name: str
+    role: "UserRole"
+    status: "UserStatus"
+    preferences: "JsonObject"
+    last_login_at: "datetime | None"
+    created_at: "datetime"
+    updated_at: "datetime"
+    deleted_at: "datetime | None"
+
+
+class AgentColumns(TypedDict, total=False):
+    """What make_agent takes beside org_id: every column of an Agent."""
+
+    id: UUID
+    created_by: UUID | None
+    name: str
+    slug: str
+    description: str | None
+    status: "AgentStatus"
+    config: "JsonObject"
+    metadata_: "JsonObject"
+    active_directive_version_id: UUID | None
+    last_active_at: "datetime | None"
+    created_at: "datetime"
+    updated_at: "datetime"
+    deleted_at: "datetime | None"
+
+
 class MakeOrganization(Protocol):
     """``await make_organization(name="Globex")`` makes another organization."""
 
-    async def __call__(self, **columns: object) -> "Organization":
+    async def __call__(self, **columns: Unpack[OrganizationColumns]) -> "Organization":
         """Make one; columns take the place of the defaults."""
         ...
 
@@ -53,7 +112,7 @@ class MakeOrganization(Protocol):
 class MakeUser(Protocol):
     """``await make_user(role=UserRole.ADMIN)`` makes a user."""
 
-    async def __call__(self, *, org_id: UUID | None = None, **columns: object) -> "User":
+    async def __call__(self, *, org_id: UUID | None = None, **columns: Unpack[UserColumns]) -> "User":
         """Make one; columns take the place of the defaults."""
         ...
 
@@ -61,7 +120,7 @@ class MakeUser(Protocol):
 class MakeAgent(Protocol):
     """``await make_agent(name="Support")`` makes an agent."""
 
-    async def __call__(self, *, org_id: UUID | None = None, **columns: object) -> "Agent":
+    async def __call__(self, *, org_id: UUID | None = None, **columns: Unpack[AgentColumns]) -> "Agent":
         """Make one; columns take the place of the defaults."""
         ...
 
@@ -107,9 +166,9 @@ def make_organization(ibex_db: "Database") -> MakeOrganization:
 
     numbers = count(1)
 
-    async def make(**columns: object) -> Organization:
+    async def make(**columns: Unpack[OrganizationColumns]) -> Organization:
         number = next(numbers)
-        given = {"name": f"Organization {number}", "slug": f"organization-{number}", **columns}
+        given: OrganizationColumns = {"name": f"Organization {number}", "slug": f"organization-{number}", **columns}
         async with ibex_db.platform(reason="a test's organization") as session:
             organization = Organization(**given)
             session.add(organization)
@@ -125,9 +184,9 @@ def make_user(ibex_db: "Database", tenant: TestTenant) -> MakeUser:
 
     numbers = count(1)
 
-    async def make(*, org_id: UUID | None = None, **columns: object) -> User:
+    async def make(*, org_id: UUID | None = None, **columns: Unpack[UserColumns]) -> User:
         number = next(numbers)
-        given = {"name": f"User {number}", "email": f"user-{number}@example.com", **columns}
+        given: UserColumns = {"name": f"User {number}", "email": f"user-{number}@example.com", **columns}
         async with ibex_db.tenant(org_id or tenant.id) as session:
             user = User(**given)
             session.add(user)
@@ -143,9 +202,9 @@ def make_agent(ibex_db: "Database", tenant: TestTenant) -> MakeAgent:
 
     numbers = count(1)
 
-    async def make(*, org_id: UUID | None = None, **columns: object) -> Agent:
+    async def make(*, org_id: UUID | None = None, **columns: Unpack[AgentColumns]) -> Agent:
         number = next(numbers)
-        given = {"name": f"Agent {number}", "slug": f"agent-{number}", **columns}
+        given: AgentColumns = {"name": f"Agent {number}", "slug": f"agent-{number}", **columns}
         async with ibex_db.tenant(org_id or tenant.id) as session:
             agent = Agent(**given)
             session.add(agent)

@@ -189,8 +189,10 @@ class Memory(OrgScoped, SoftDeleted, Timestamped, Base):
             postgresql_where=text("status = 'active' AND deleted_at IS NULL"),
         ),
         # MemoryRepository.search and hot in small scopes (the exact path), and
-        # the cascade when an agent is erased.
-        Index("memories_agent_id_idx", "org_id", "agent_id"),
+        # the cascade when an agent is erased. Both imply the predicate, and what
+        # is asked for by id does not: hidden from it, lest the planner, of an
+        # organization that statistics do not know, read all its rows by this.
+        Index("memories_by_agent_idx", "org_id", "agent_id", postgresql_where=text("agent_id IS NOT NULL")),
         # MemoryRepository.search in large scopes. pgvector's default of 64 for
         # ef_construction left whole topics unreachable at any ef_search.
         Index(
@@ -208,8 +210,8 @@ class Memory(OrgScoped, SoftDeleted, Timestamped, Base):
             postgresql_using="gin",
             postgresql_with={"fastupdate": "off"},
         ),
-        # MemoryRepository.list, newest first.
-        Index("memories_created_at_idx", "org_id", "created_at", "id"),
+        # MemoryRepository.list, newest first, which says the predicate, true of every row: hidden likewise.
+        Index("memories_newest_idx", "org_id", "created_at", "id", postgresql_where=text("created_at >= '-infinity'")),
         # MemoryRepository.expire_due.
         Index(
             "memories_expires_at_idx",

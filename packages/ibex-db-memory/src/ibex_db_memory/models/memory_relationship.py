@@ -48,6 +48,13 @@ class MemoryRelationship(OrgScoped, Created, Base):
         ),
         CheckConstraint("source_memory_id <> target_memory_id", name="no_self_loop"),
         CheckConstraint("confidence >= 0 AND confidence <= 1", name="confidence_range"),
-        # MemoryRepository.neighbors from the target, and the cascade when it is erased.
-        Index("memory_relationships_target_idx", "org_id", "target_memory_id", "relationship_type"),
+        # MemoryRepository.neighbors from the target, and the cascade when it is erased. Both imply the predicate,
+        # which hides it from what is asked for by id or source, as in memories.
+        Index(
+            "memory_relationships_by_target_idx",
+            "org_id",
+            "target_memory_id",
+            "relationship_type",
+            postgresql_where=text("target_memory_id IS NOT NULL"),
+        ),
     )

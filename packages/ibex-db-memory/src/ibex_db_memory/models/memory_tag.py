@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-from sqlalchemy import CheckConstraint, Index, UniqueConstraint
+from sqlalchemy import CheckConstraint, Index, UniqueConstraint, text
 from sqlalchemy.orm import Mapped, relationship, validates
 
 from ibex_db_core.base import Base, Created, OrgScoped, parent_key
@@ -37,6 +37,6 @@ class MemoryTag(OrgScoped, Created, Base):
         # MemoryRepository.tag: tagging twice is tagging once; loads of Memory.tags.
         UniqueConstraint("org_id", "memory_id", "tag", name="memory_tags_tag_key"),
         CheckConstraint(f"char_length(tag) BETWEEN 1 AND {MAX_TAG_LENGTH}", name="tag_length"),
-        # MemoryRepository.tags (counts) and search(tags=...).
-        Index("memory_tags_tag_idx", "org_id", "tag"),
+        # search(tags_any=...). The predicate hides it from what is asked for by memory, as in memories.
+        Index("memory_tags_by_tag_idx", "org_id", "tag", postgresql_where=text("tag IS NOT NULL")),
     )

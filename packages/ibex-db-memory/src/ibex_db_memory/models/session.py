@@ -89,8 +89,9 @@ class Session(OrgScoped, Timestamped, Base):
             unique=True,
             postgresql_where=text("external_id IS NOT NULL"),
         ),
-        # SessionRepository.list(agent_id=...), and the cascade when an agent is erased.
-        Index("sessions_agent_id_idx", "org_id", "agent_id"),
+        # SessionRepository.list(agent_id=...), and the cascade when an agent is erased. Both imply the predicate,
+        # which hides it from what is asked for by id, as in memories.
+        Index("sessions_by_agent_idx", "org_id", "agent_id", postgresql_where=text("agent_id IS NOT NULL")),
         # SessionRepository.find_stale. A heartbeat does update this column, so
         # it is no HOT update; it is worth it here and would not be in memories:
         # there is no vector index to re-enter, a heartbeat costs one entry in

@@ -136,7 +136,7 @@ def statement(shape: frozenset[str], *, exact: bool, beside: int | None = None) 
 
 @cache
 def scope_size(*, by_agent: bool) -> Select[int]:
-    """Count the rows of a scope, up to EXACT_UP_TO + 1, on the index over (org_id, agent_id) alone."""
+    """Count the rows of a scope, up to EXACT_UP_TO + 1, on an index alone: the primary key, or that of agents."""
     rows = select(literal_column("1", Integer())).where(Memory.org_id == _ORG)
     if by_agent:
         rows = rows.where(Memory.agent_id == func.any(bindparam("agents")))

@@ -1,7 +1,12 @@
 """MemoryRepository: one mixin for each idea, composed here."""
 
+from collections.abc import Sequence
 from types import MappingProxyType
 
+from sqlalchemy import ColumnElement, literal_column
+
+from ibex_db_core.pages import Order
+from ibex_db_memory.models import Memory
 from ibex_db_memory.repositories.memory.erasure import Erasure
 from ibex_db_memory.repositories.memory.finding import Finding
 from ibex_db_memory.repositories.memory.graph import Direction, Graph, Neighbor
@@ -26,6 +31,10 @@ __all__ = [
 ]
 
 
+# As the predicate of memories_newest_idx has it: a parameter would not be known to imply it.
+_EVER = Memory.created_at >= literal_column("'-infinity'")
+
+
 class MemoryRepository(Lifecycle, Erasure, Finding, Usage, History, Graph, Tags, Retention, Importing):
     """The memories of one organization.
 
@@ -35,3 +44,6 @@ class MemoryRepository(Lifecycle, Erasure, Finding, Usage, History, Graph, Tags,
     """
 
     _checks = MappingProxyType({"search": guard_recall})
+
+    def _indexed(self, order: Sequence[Order]) -> Sequence[ColumnElement[bool]]:
+        return (_EVER,) if order[0].key == "created_at" else ()

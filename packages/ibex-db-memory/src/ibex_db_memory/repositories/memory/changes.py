@@ -145,9 +145,11 @@ class Changes(SteppedRepository[Memory]):
             NotFoundError: one is not there that is not in ``missing_ok``.
         """
         wanted = sorted({validation.uuid("id", ident) for ident in idents})
+        # One alone is asked for as such: before PostgreSQL 17 the planner may read a whole organization for an array.
+        these = self._id == (wanted[0] if len(wanted) == 1 else func.any(wanted))
         statement = (
             select(Memory)
-            .where(*self._scope(include_deleted=include_deleted), self._id == func.any(wanted))
+            .where(*self._scope(include_deleted=include_deleted), these)
             .order_by(self._id)
             .with_for_update(key_share=True)
         )

@@ -7,7 +7,21 @@ from enum import StrEnum
 from typing import cast
 from uuid import UUID
 
-from sqlalchemy import ARRAY, Text, TextClause, Uuid, and_, bindparam, delete, not_, or_, select, text
+from sqlalchemy import (
+    ARRAY,
+    ColumnElement,
+    Text,
+    TextClause,
+    Uuid,
+    and_,
+    bindparam,
+    delete,
+    literal_column,
+    not_,
+    or_,
+    select,
+    text,
+)
 from sqlalchemy.dialects.postgresql import insert
 
 from ibex_db_core import validation
@@ -47,25 +61,19 @@ class Neighbor:
     via: UUID
 
 
-# The edge that supersede() or merge() drew, as long as the target points back.
-_STANDS = (
-    select(Memory.id)
-    .where(
-        Memory.org_id == MemoryRelationship.org_id,
-        Memory.id == MemoryRelationship.target_memory_id,
-        or_(
-            and_(
-                MemoryRelationship.relationship_type == RelationshipType.SUPERSEDES,
-                Memory.superseded_by == MemoryRelationship.source_memory_id,
-            ),
-            and_(
-                MemoryRelationship.relationship_type == RelationshipType.MERGED_FROM,
-                Memory.merged_into == MemoryRelationship.source_memory_id,
-            ),
-        ),
+def _stands(org_id: UUID, source: UUID, target: UUID) -> ColumnElement[bool]:
+    """Match the edge that supersede() or merge() drew, as long as the target points back.
+
+    By the ids, and kept apart by OFFSET 0: joined to the edges, one of the two would
+    be read whole of an organization that statistics do not know.
+    """
+    points_back = or_(
+        and_(MemoryRelationship.relationship_type == RelationshipType.SUPERSEDES, Memory.superseded_by == source),
+        and_(MemoryRelationship.relationship_type == RelationshipType.MERGED_FROM, Memory.merged_into == source),
     )
-    .exists()
-)
+    mine = select(Memory.id).where(Memory.org_id == org_id, Memory.id == target, points_back)
+    return mine.offset(literal_column("0")).exists()
+
 
 # The edges that lead on from w, and those by which one that was reached may have been reached.
 _ON = {
@@ -93,18 +101,22 @@ def _walk(direction: Direction, *, typed: bool) -> TextClause:
     # once at each depth however many ways lead to it, so a dense graph costs its
     # edges times the depth.  By which edge each was reached is asked at the end,
     # of those alone that are returned.
+    # OFFSET 0 keeps the planner from joining otherwise than edge by edge: it would
+    # read the whole of an organization that statistics do not know.
     statement = text(
         f"""
         WITH RECURSIVE walk (id, depth) AS (
             SELECT CAST(:start AS uuid), 0
             UNION
-            SELECT n.id, w.depth + 1 FROM walk w CROSS JOIN LATERAL ({on}) n
+            SELECT n.id, w.depth + 1 FROM walk w CROSS JOIN LATERAL ({on} OFFSET 0) n
             WHERE w.depth < :depth AND n.id <> :start
         ), nearest AS MATERIALIZED (
             SELECT id, min(depth) AS depth FROM walk GROUP BY id
         ), reached AS (
-            SELECT n.id, n.depth FROM nearest n JOIN ibex_core.memories m
-                ON m.org_id = :org_id AND m.id = n.id AND m.deleted_at IS NULL
+            SELECT n.id, n.depth FROM nearest n CROSS JOIN LATERAL (
+                SELECT FROM ibex_core.memories m
+                WHERE m.org_id = :org_id AND m.id = n.id AND m.deleted_at IS NULL OFFSET 0
+            ) m
             WHERE n.depth > 0 ORDER BY n.depth, n.id LIMIT :limit
         )
         SELECT r.id, r.depth, last.relationship_type, last.outgoing, last.via
@@ -119,7 +131,7 @@ def _walk(direction: Direction, *, typed: bool) -> TextClause:
 
 WALKS = {(direction, typed): _walk(direction, typed=typed) for direction in Direction for typed in (False, True)}
 
-# UNION ends a circle, which only raw SQL can make: it has no tip.
+# As in _walk(), the way is gone memory by memory; UNION ends a circle, which only raw SQL can make: it has no tip.
 _TIP = text(
     """
     WITH RECURSIVE chain (id, next) AS (
@@ -127,7 +139,9 @@ _TIP = text(
         WHERE m.org_id = :org_id AND m.id = :start
         UNION
         SELECT m.id, COALESCE(m.superseded_by, m.merged_into)
-        FROM chain c JOIN ibex_core.memories m ON m.org_id = :org_id AND m.id = c.next
+        FROM chain c CROSS JOIN LATERAL (
+            SELECT * FROM ibex_core.memories m WHERE m.org_id = :org_id AND m.id = c.next OFFSET 0
+        ) m
     )
     SELECT id FROM chain WHERE next IS NULL
     """
@@ -199,23 +213,25 @@ class Graph(BaseRepository[Memory]):
             >>> await memories.unrelate(b.id, a.id)
             1
         """
+        source, target = validation.uuid("source", source), validation.uuid("target", target)
+        stands = _stands(self._tenant, source, target)
         edges = [
             MemoryRelationship.org_id == self._tenant,
-            MemoryRelationship.source_memory_id == validation.uuid("source", source),
-            MemoryRelationship.target_memory_id == validation.uuid("target", target),
+            MemoryRelationship.source_memory_id == source,
+            MemoryRelationship.target_memory_id == target,
         ]
         if relationship_type is not None:
             kind = validation.enum_member("relationship_type", RelationshipType, relationship_type)
             edges.append(MemoryRelationship.relationship_type == kind)
-        standing = (await self._execute(select(MemoryRelationship.relationship_type).where(*edges, _STANDS))).scalars()
-        for stands in standing:
+        standing = (await self._execute(select(MemoryRelationship.relationship_type).where(*edges, stands))).scalars()
+        for kind in standing:
             raise InvalidInputError(
                 "relationship_type",
-                cast("RelationshipType", stands).value,
+                cast("RelationshipType", kind).value,
                 f"is the edge of a step that stands: restore({target}) takes it back, pointer and edge",
             )
         # Asked again: a step that is taken at this very moment keeps its edge.
-        statement = delete(MemoryRelationship).where(*edges, not_(_STANDS)).returning(MemoryRelationship.id)
+        statement = delete(MemoryRelationship).where(*edges, not_(stands)).returning(MemoryRelationship.id)
         return len((await self._execute(statement)).all())
 
     async def neighbors(

@@ -172,6 +172,8 @@ _TWIN_OF_MANY = _twin("i.agent_id", "i.content_hash", "i.status")
 
 
 # Expired twins are locked in the order of their ids: two batches over the same ones would otherwise deadlock.
+# They are updated by their ids: to be joined, an organization that statistics do not know is read whole.  Twins are
+# joined all the same: that is once for a batch, and one by one it might be once for each twin.
 def _remember_many(*, beside: bool) -> TextClause:
     value = _beside("i.{}".format) if beside else "i.{}".format
     source = "inserted n JOIN input i USING (id)"
@@ -185,8 +187,8 @@ def _remember_many(*, beside: bool) -> TextClause:
         SELECT m.id FROM ibex_core.memories m JOIN input i ON {_TWIN_OF_MANY} AND m.expires_at <= now()
         ORDER BY m.id FOR NO KEY UPDATE OF m
     ), retired AS (
-        UPDATE ibex_core.memories m SET deleted_at = now() FROM expired WHERE m.org_id = :org_id AND m.id = expired.id
-        RETURNING 1
+        UPDATE ibex_core.memories m SET deleted_at = now()
+        WHERE m.org_id = :org_id AND m.id = ANY(ARRAY(SELECT id FROM expired)) RETURNING 1
     ), inserted AS (
         INSERT INTO ibex_core.memories (org_id, {_NAMES})
         SELECT :org_id, {_values(value)} FROM input i WHERE (SELECT count(*) FROM retired) >= 0

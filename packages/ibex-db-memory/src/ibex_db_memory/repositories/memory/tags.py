@@ -93,7 +93,8 @@ class Tags(BaseRepository[Memory]):
         statement = delete(MemoryTag).where(
             MemoryTag.org_id == self._tenant,
             MemoryTag.memory_id == ident,
-            MemoryTag.tag == func.any(bindparam("tags", wanted, type_=ARRAY(Text()))),
+            # COALESCE, which never is needed, hides the index by tag: the key by memory is what to read.
+            func.coalesce(MemoryTag.tag, "") == func.any(bindparam("tags", wanted, type_=ARRAY(Text()))),
         )
         return sorted((await self._execute(statement.returning(MemoryTag.tag))).scalars())
 

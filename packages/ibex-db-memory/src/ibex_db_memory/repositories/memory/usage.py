@@ -30,16 +30,19 @@ def _count(changes: str, *extra: str) -> TextClause:
     """Build the UPDATE that counts something for many memories.
 
     Rows are locked in the order of their ids first: two searches that found the
-    same memories in another order would otherwise deadlock.
+    same memories in another order would otherwise deadlock.  The update asks how
+    many there are, which ends the locking before it begins, and finds them by
+    their ids once more: joined to them, it would read the whole of an
+    organization that statistics do not know.
     """
     return text(
         f"""
-        WITH locked AS (
+        WITH locked AS MATERIALIZED (
             SELECT id FROM ibex_core.memories
             WHERE org_id = :org_id AND id = ANY(:ids) ORDER BY id FOR NO KEY UPDATE
         )
         UPDATE ibex_core.memories m SET {changes}
-        FROM locked WHERE m.org_id = :org_id AND m.id = locked.id
+        WHERE m.org_id = :org_id AND m.id = ANY(:ids) AND (SELECT count(*) FROM locked) > 0
         RETURNING m.id, {", ".join(f"m.{name}" for name in _KEPT_BY_BOOKS)}
         """
     ).bindparams(bindparam("org_id", type_=Uuid()), *(bindparam(name, type_=ARRAY(Uuid())) for name in ("ids", *extra)))
