@@ -95,6 +95,10 @@ class LendingPool(AsyncAdaptedQueuePool):
         finally:
             self._chosen = None
 
+    def full(self) -> bool:
+        """Tell whether a connection that comes back is one too many."""
+        return self._pool.full()
+
     def leave(self, record: ConnectionPoolEntry) -> None:
         """Give a picked connection to whom asks next, through SQLAlchemy, which connects it anew where it is stale."""
         self._chosen = record
@@ -238,7 +242,10 @@ async def commit(session: ScopedSession) -> None:
             await raise_as_sqlalchemy(sync, exc)
     sync.lease = None
     adapted.driver_connection.disarm()
-    lease.close()
+    if cast("LendingPool", cast("Engine", sync.bind).pool).full():
+        await greenlet_spawn(lease.close)  # one over the pool's size ends here, which is waited for
+    else:
+        lease.close()
     sync.over()
 
 
