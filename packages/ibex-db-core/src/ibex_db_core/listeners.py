@@ -41,13 +41,13 @@ class SessionEvents(Events):
 
     def __init__(self, *names: str, ours: int = 0) -> None:
         super().__init__(*names, ours=ours)
-        self._by_class: dict[type, list[Any]] = {}
+        self._by_class: dict[Any, list[Any]] = {}
 
     def heard(self, target: Any) -> bool:
         """Tell whether anybody but us listens to one of them."""
         if "dispatch" in target.__dict__:
             return super().heard(target)
-        kind = type(target)
+        kind: Any = type(target)
         if (listeners := self._by_class.get(kind)) is None:
             listeners = [one.parent_listeners for one in self._of(kind.dispatch._for_class(kind))]
             self._by_class[kind] = listeners

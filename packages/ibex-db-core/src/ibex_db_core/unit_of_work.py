@@ -5,7 +5,7 @@ import random
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from types import TracebackType
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar
 from uuid import UUID
 
 from sqlalchemy.exc import IllegalStateChangeError
@@ -24,7 +24,7 @@ from ibex_db_core.errors import (
 )
 from ibex_db_core.lending import commit, hang_up, lend, under_way
 from ibex_db_core.replicas import Replicas
-from ibex_db_core.tenant import ScopedSession, SyncScopedSession, is_dirty, watch_of
+from ibex_db_core.tenant import ScopedSession, is_dirty, watch_of
 from ibex_db_core.translation import translated
 
 if TYPE_CHECKING:

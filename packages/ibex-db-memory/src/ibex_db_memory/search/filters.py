@@ -126,7 +126,7 @@ class Filters:
 
 
 _NAMES = tuple(entry.name for entry in fields(Filters))
-# None and False leave a filter out; so may what excludes nothing: metadata that contains {}, a confidence of at least 0.
+# None and False leave a filter out; so may what excludes nothing: metadata that contains {}, a confidence of 0 or more.
 _given = attrgetter(*_NAMES)
 _Open = opened(Filters)
 
