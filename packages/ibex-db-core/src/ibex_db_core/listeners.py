@@ -47,7 +47,7 @@ class SessionEvents(Events):
         """Tell whether anybody but us listens to one of them."""
         if "dispatch" in target.__dict__:
             return super().heard(target)
-        kind: Any = type(target)
+        kind = target.__class__
         if (listeners := self._by_class.get(kind)) is None:
             listeners = [one.parent_listeners for one in self._of(kind.dispatch._for_class(kind))]
             self._by_class[kind] = listeners
