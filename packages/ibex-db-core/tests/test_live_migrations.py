@@ -26,7 +26,7 @@ from ibex_db_core import (
     Migrator,
 )
 from ibex_db_core.engine import create_engine
-from ibex_db_core.migrations import losses, online
+from ibex_db_core.migrations import losses, online, waiting
 from ibex_db_core.testing import TestDatabase
 from ibex_db_core.url import parse
 
@@ -145,6 +145,24 @@ async def test_a_revision_waits_out_a_reader_and_nobody_waits_behind_it_for_long
         await transaction.rollback()
         assert [one.id for one in await upgrading] == ["toy_0002"]
         done.set()
+
+
+async def test_who_cancels_while_the_lookout_ends_is_heard(engine: AsyncEngine) -> None:
+    went_on = False
+
+    async def work() -> None:
+        nonlocal went_on
+        own = asyncio.current_task()
+        assert own is not None
+        async with waiting.watched(engine, 0, 60.0, waiting.Waiting()):
+            await asyncio.sleep(0)  # the lookout has begun
+            asyncio.get_running_loop().call_soon(own.cancel)  # comes while the end of the block waits for its end
+        went_on = True
+
+    task = asyncio.create_task(work())
+    await asyncio.wait([task])
+
+    assert (task.cancelled(), went_on) == (True, False)
 
 
 async def test_the_setting_goes_with_the_revision(toys: Install, migrator: Migrator, engine: AsyncEngine) -> None:
