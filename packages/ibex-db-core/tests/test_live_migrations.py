@@ -252,6 +252,18 @@ async def test_a_destructive_revision_is_refused_before_the_first_step_and_says_
     assert await applied(migrator) == ["toy_0001", "toy_0002", "toy_0003"]
 
 
+@pytest.mark.parametrize("collation", ['"C"', 'pg_catalog."C"', "ucs_basic"])
+async def test_a_wider_type_of_another_collation_loses_what_its_expression_does(
+    toys: Install, migrator: Migrator, collation: str
+) -> None:
+    retyped = f"op.execute('ALTER TABLE ibex_core.items ALTER note TYPE text COLLATE {collation}{{}}')"
+    toys((ITEMS, GONE), (retyped.format(""), "pass"), (retyped.format(" USING left(note, 3)"), "pass"))
+    await migrator.upgrade("toy_0002")
+
+    with pytest.raises(DestructiveMigrationError, match=r"what does not fit of ibex_core\.items\.note"):
+        await migrator.upgrade("toy@head")
+
+
 async def test_a_downgrade_that_destroys_is_refused_too(toys: Install, migrator: Migrator) -> None:
     toys((ITEMS, GONE))
     await migrator.upgrade("toy@head")
