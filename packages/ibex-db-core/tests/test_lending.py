@@ -120,25 +120,6 @@ async def test_one_unit_of_work_checks_one_connection_out(warm: Database, acme: 
     assert (pool.checkedin(), pool.checkedout()) == (1, 0)
 
 
-async def test_a_lent_connection_that_is_one_too_many_as_it_comes_back_is_closed(
-    toy_database: TestDatabase, acme: UUID
-) -> None:
-    settings = EngineSettings(pool_size=1, max_overflow=1)
-    async with toy_database.cluster.database(toy_database.name, settings=settings) as database:
-        async with database.tenant(acme):
-            pass
-        async with database.tenant(acme) as session:
-            lent = half(session).lease
-            assert lent is not None
-            driver = lent.driver_connection
-            async with database.tenant(acme):  # made over the pool's size, and back before the other
-                pass
-
-        assert isinstance(driver, asyncpg.Connection)
-        assert driver.is_closed()
-        assert database.engine.pool.checkedin() == 1  # type: ignore[attr-defined]
-
-
 async def test_a_rollback_in_between_undoes_what_a_verb_did(warm: Database, acme: UUID, add_bot: AddBot) -> None:
     ident = await add_bot(acme)
 

@@ -16,13 +16,14 @@ wait for, nothing is lent.
 # pyright: reportPrivateUsage=false, reportUnknownMemberType=false
 
 import time
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.dialects.postgresql.asyncpg import AsyncAdapt_asyncpg_connection
 from sqlalchemy.exc import TimeoutError  # noqa: A004 - what a pool raises
 from sqlalchemy.orm.state import InstanceState
 from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry, PoolProxiedConnection
+from sqlalchemy.pool.base import _ConnectionRecord
 from sqlalchemy.util.concurrency import greenlet_spawn
 from sqlalchemy.util.queue import Empty
 
@@ -80,7 +81,7 @@ class LendingPool(AsyncAdaptedQueuePool):
         if not -1 < self._max_overflow <= self._overflow:
             return None
         try:
-            return await cast("FairQueue[ConnectionPoolEntry]", self._pool).turn(self._timeout)
+            return await self._waiting.turn(self._timeout)
         except Empty:
             pass  # as SQLAlchemy has it: this is not why
         raise TimeoutError(
@@ -95,13 +96,13 @@ class LendingPool(AsyncAdaptedQueuePool):
         finally:
             self._chosen = None
 
-    def full(self) -> bool:
-        """Tell whether a connection that comes back is one too many."""
-        return self._pool.full()
-
     def leave(self, record: ConnectionPoolEntry) -> None:
         """Give a picked connection to whom asks next, through SQLAlchemy, which connects it anew where it is stale."""
         self._chosen = record
+
+    async def refuse(self, record: ConnectionPoolEntry) -> None:
+        """Return a picked connection that nobody will use."""
+        await greenlet_spawn(self._do_return_conn, record)
 
     def connect(self) -> PoolProxiedConnection:
         """Check a connection out: the one that a session holds already, where it asks for that."""
@@ -119,6 +120,21 @@ class LendingPool(AsyncAdaptedQueuePool):
             chosen, self._chosen = self._chosen, None
             return chosen
         return super()._do_get()
+
+    @property
+    def _waiting(self) -> FairQueue[ConnectionPoolEntry]:
+        return cast("FairQueue[ConnectionPoolEntry]", self._pool)
+
+    def _create_connection(self) -> ConnectionPoolEntry:
+        """Make a record that its checkout connects: where that fails, it goes to whom waits, who tries in turn."""
+        return _ConnectionRecord(self, connect=False)
+
+    def _dec_overflow(self) -> Literal[True]:
+        """Let one more be made: by whom waits, before anybody who asks later."""
+        done = super()._dec_overflow()
+        if self._waiting.wanted and self._inc_overflow():
+            self._pool.put(self._create_connection(), block=False)
+        return done
 
     def is_stale(self, record: ConnectionPoolEntry) -> bool:
         """Tell whether a checkout would replace it, as _ConnectionRecord.get_connection and the engine decide."""
@@ -218,6 +234,9 @@ async def lend(session: ScopedSession) -> bool:
     record = await pool.pick()
     if record is None:
         return False
+    if cast("Engine", sync.bind).pool is not pool:  # disposed of meanwhile, and what SQLAlchemy asks next is its heir
+        await pool.refuse(record)
+        return False
     if not plain(sync) or _attended(sync) or pool.is_stale(record):
         pool.leave(record)
         return False
@@ -242,11 +261,16 @@ async def commit(session: ScopedSession) -> None:
             await raise_as_sqlalchemy(sync, exc)
     sync.lease = None
     adapted.driver_connection.disarm()
-    if cast("LendingPool", cast("Engine", sync.bind).pool).full():
-        await greenlet_spawn(lease.close)  # one over the pool's size ends here, which is waited for
+    sync.over()
+    await _give_back(lease)
+
+
+async def _give_back(lease: PoolProxiedConnection) -> None:
+    its = cast("Any", lease)._pool  # its own: the engine may have another by now
+    if its._pool.full():
+        await greenlet_spawn(lease.close)  # one too many is ended, for which SQLAlchemy waits
     else:
         lease.close()
-    sync.over()
 
 
 async def raise_as_sqlalchemy(

@@ -147,11 +147,15 @@ def _check_length(floats: Any, field: str) -> None:
     if _SMALLEST <= largest <= _LARGEST:
         return
     if not math.isfinite(largest):
-        raise InvalidInputError(field, "NaN or infinity", "must hold finite float32 numbers only")
+        raise InvalidInputError(field, Shown("NaN or infinity"), "must hold finite float32 numbers only")
     if not largest:
-        raise InvalidInputError(field, "all zeros", "must not be the zero vector: its cosine distance is undefined")
+        raise InvalidInputError(
+            field, Shown("all zeros"), "must not be the zero vector: its cosine distance is undefined"
+        )
     raise InvalidInputError(
-        field, f"{largest:.1e}", f"must have its largest number in [{_SMALLEST:.0e}, {_LARGEST:.0e}]: normalise it"
+        field,
+        Shown(f"{largest:.1e}"),
+        f"must have its largest number in [{_SMALLEST:.0e}, {_LARGEST:.0e}]: normalise it",
     )
 
 
