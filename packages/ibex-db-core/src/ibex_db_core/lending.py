@@ -21,6 +21,7 @@ from typing import Any, Literal, cast
 from sqlalchemy import Connection, Engine
 from sqlalchemy.dialects.postgresql.asyncpg import AsyncAdapt_asyncpg_connection
 from sqlalchemy.exc import TimeoutError  # noqa: A004 - what a pool raises
+from sqlalchemy.orm import ClassManager
 from sqlalchemy.orm.state import InstanceState
 from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry, PoolProxiedConnection
 from sqlalchemy.pool.base import _ConnectionRecord
@@ -53,6 +54,8 @@ _KNOWN = all(
         (AsyncAdapt_asyncpg_connection, ("_call_and_discard", "_handle_exception", "_prepare", "_start_transaction")),
         (Connection, ("_handle_dbapi_exception",)),
         (InstanceState, ("_commit", "_instance_dict")),
+        (ClassManager, ("_state_constructor", "STATE_ATTR")),
+        (Engine.dispatch, ("_for_class",)),
     )
     for name in names
 )
