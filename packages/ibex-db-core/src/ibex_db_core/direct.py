@@ -128,7 +128,7 @@ async def fetch(
     Raises:
         IbexError: as any statement of the session.
     """
-    sync = session.sync_session
+    sync = cast("SyncScopedSession", session.sync_session)
     if sync.settings is None or sync.watch is not None or watched(sync):
         return None
     lease = sync.lease

@@ -230,7 +230,7 @@ async def lend(session: ScopedSession) -> bool:
     Raises:
         sqlalchemy.exc.TimeoutError: none came back within pool_timeout.
     """
-    sync = session.sync_session
+    sync = cast("SyncScopedSession", session.sync_session)
     pool = cast("Engine", sync.bind).pool
     if not isinstance(pool, LendingPool) or sync.settings is None:
         return False
@@ -251,7 +251,7 @@ async def lend(session: ScopedSession) -> bool:
 
 async def commit(session: ScopedSession) -> None:
     """Commit: by the driver alone where SQLAlchemy has nothing to do with the transaction."""
-    sync = session.sync_session
+    sync = cast("SyncScopedSession", session.sync_session)
     lease = sync.lease
     if lease is None or _attended(sync):
         await session.commit()

@@ -27,7 +27,7 @@ from ibex_db_core.errors import InvalidInputError, NotFoundError, TenantMismatch
 from ibex_db_core.pages import Order
 from ibex_db_core.savepoints import inside, note_rows
 from ibex_db_core.sharding import LOOK, is_sharded, note_sharded
-from ibex_db_core.tenant import SCOPED, Guard, ScopedSession, is_dirty, watch_of
+from ibex_db_core.tenant import SCOPED, Guard, ScopedSession, SyncScopedSession, is_dirty, watch_of
 from ibex_db_core.translation import name_of, translate, translated
 
 if TYPE_CHECKING:
@@ -199,7 +199,7 @@ class Scoped(Generic[T]):
         """
         session = self._session
         if isinstance(session, ScopedSession):
-            sync = session.sync_session
+            sync = cast("SyncScopedSession", session.sync_session)
             # Whatever makes a session dirty begins SQLAlchemy's transaction, and takes the lent connection over.
             if sync.lease is None and (sync.autoflush or isinstance(statement, TextClause)) and is_dirty(sync):
                 await self._flush()

@@ -170,17 +170,16 @@ class ScopedSession(AsyncSession):
     """
 
     sync_session_class = SyncScopedSession
-    sync_session: SyncScopedSession  # pyright: ignore[reportIncompatibleVariableOverride] - nobody sets another
 
     @property
     def org_id(self) -> UUID | None:
         """The organization; None in a cross-tenant session."""
-        return self.sync_session.org_id
+        return cast("SyncScopedSession", self.sync_session).org_id
 
 
 def watch_of(session: ScopedSession) -> "Watch | None":
     """Return what its Database's telemetry tells of a session; None: nothing."""
-    return session.sync_session.watch
+    return cast("SyncScopedSession", session.sync_session).watch
 
 
 def scope(session: ScopedSession, org_id: UUID | None, settings: str, watch: "Watch | None" = None) -> None:
@@ -189,7 +188,7 @@ def scope(session: ScopedSession, org_id: UUID | None, settings: str, watch: "Wa
     Raises:
         TenantMismatchError: it is bound already; its identity map would hand one tenant's objects to the other.
     """
-    sync = session.sync_session
+    sync = cast("SyncScopedSession", session.sync_session)
     if sync.settings is not None:
         raise TenantMismatchError(sync.org_id, org_id, "binding")
     sync.org_id = org_id

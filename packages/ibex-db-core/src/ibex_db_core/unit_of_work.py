@@ -5,7 +5,7 @@ import random
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from types import TracebackType
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 from uuid import UUID
 
 from sqlalchemy.exc import IllegalStateChangeError
@@ -24,7 +24,7 @@ from ibex_db_core.errors import (
 )
 from ibex_db_core.lending import commit, hang_up, lend, under_way
 from ibex_db_core.replicas import Replicas
-from ibex_db_core.tenant import ScopedSession, is_dirty, watch_of
+from ibex_db_core.tenant import ScopedSession, SyncScopedSession, is_dirty, watch_of
 from ibex_db_core.translation import translated
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ class _Transacted(AbstractAsyncContextManager[ScopedSession]):
 
     def __init__(self, session: ScopedSession, *, engines: Engines | None = None, unit: "Unit | None" = None) -> None:
         self._session = session
-        self._sync = session.sync_session
+        self._sync = cast("SyncScopedSession", session.sync_session)
         self._engines = engines
         self._unit = unit
         self._entered = False
@@ -232,7 +232,7 @@ async def _undo(session: ScopedSession, exc: BaseException) -> None:
     cancelled task has to stay cancelled.  What the server was not told, it undoes when the
     connection ends, as close() sees to.
     """
-    hang_up(session.sync_session)
+    hang_up(cast("SyncScopedSession", session.sync_session))
     try:
         await session.rollback()
     except Exception as failed:  # noqa: BLE001 - whatever it is, it is not why the block ended
@@ -245,7 +245,7 @@ async def _close(session: ScopedSession) -> None:
     SQLAlchemy lets nobody close a session there.  That task's connection is ended, which wakes it and
     lets it leave; where it does not, for it waits for something else, the connection goes without it.
     """
-    sync = session.sync_session
+    sync = cast("SyncScopedSession", session.sync_session)
     for seconds in _PATIENCE:
         try:
             await session.close()
