@@ -110,6 +110,23 @@ async def test_who_waits_for_a_connection_that_could_not_be_made_tries_in_turn(
     assert ended.count(1) == 6 - 1 - overflow
 
 
+async def test_a_connection_that_could_not_be_made_is_not_tried_before_one_that_is_there(
+    toy_database: TestDatabase, acme: UUID, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(*_arguments: object, **_options: object) -> object:
+        raise ConnectionRefusedError("for good")
+
+    async with toy_database.connect(EngineSettings(pool_size=2, max_overflow=0)) as db:
+        async with db.tenant(acme) as session:
+            await session.execute(ONE)
+            monkeypatch.setattr(asyncpg, "connect", refuse)
+            with pytest.raises(IbexError):
+                await ask(db, acme)
+
+        assert pool_of(db).checkedin() == 1
+        assert [await ask(db, acme) for _ in range(3)] == [1, 1, 1]
+
+
 async def test_who_waits_as_the_pool_is_disposed_of_is_served(toy_database: TestDatabase, acme: UUID) -> None:
     """The connection that they waited for died, and its slot stayed with the old pool, which nobody asked any more."""
     async with toy_database.connect(EngineSettings(pool_size=1, max_overflow=0)) as db, asyncio.timeout(10):

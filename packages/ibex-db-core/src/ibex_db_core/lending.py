@@ -132,6 +132,13 @@ class LendingPool(AsyncAdaptedQueuePool):
         """Make a record that its checkout connects: where that fails, it goes to whom waits, who tries in turn."""
         return _ConnectionRecord(self, connect=False)
 
+    def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
+        """Hand a record on, or keep it: without a connection it is not, lest it be tried before those that have one."""
+        if record.dbapi_connection is None and not self._waiting.wanted:
+            self._dec_overflow()
+        else:
+            super()._do_return_conn(record)
+
     def _dec_overflow(self) -> Literal[True]:
         """Let one more be made: by whom waits, before anybody who asks later."""
         done = super()._dec_overflow()
