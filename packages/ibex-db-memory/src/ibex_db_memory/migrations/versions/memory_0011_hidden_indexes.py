@@ -45,14 +45,14 @@ _HIDDEN = (
 )
 
 
-# memories first, as whoever reads or writes has it; but who writes a tag or an edge has locked that table before its key
-# looks at memories.  Below deadlock_timeout, so that of two who wait for each other it is never the service that gives
-# way: the Migrator tries again.
-_TO_ITSELF = (
-    "SET LOCAL lock_timeout = '300ms'",
-    "LOCK TABLE ibex_core.memories, ibex_core.sessions, ibex_core.memory_tags, ibex_core.memory_relationships "
-    "IN ACCESS EXCLUSIVE MODE",
-)
+# memories first, as whoever reads or writes has it; but who writes a tag or an edge has locked that table before its
+# key looks at memories.  Below deadlock_timeout, so that of two who wait for each other it is never the service that
+# gives way: the Migrator tries again.
+_A_MOMENT = "SET LOCAL lock_timeout = '300ms'"
+_TO_ITSELF = """
+LOCK TABLE ibex_core.memories, ibex_core.sessions, ibex_core.memory_tags, ibex_core.memory_relationships
+    IN ACCESS EXCLUSIVE MODE
+"""
 
 
 def upgrade() -> None:
@@ -69,7 +69,7 @@ def downgrade() -> None:
     for name, table, definition in _OPEN:
         online.create_index(name, table, definition)
     op.execute(f"SET LOCAL ROLE {OWNER_ROLE}")
-    for statement in _TO_ITSELF:
-        op.execute(statement)
+    op.execute(_A_MOMENT)
+    op.execute(_TO_ITSELF)
     op.execute(f"DROP INDEX {', '.join(f'ibex_core.{name}' for name, _, _ in _HIDDEN)}")
     op.execute("SET LOCAL ROLE NONE")
