@@ -6,6 +6,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 from uuid import UUID, uuid4
@@ -236,6 +238,45 @@ async def test_killed_in_any_stage_the_next_run_goes_on(made: Made, stage: str) 
         assert await migrator.check() == []
         assert (await repartition_status(migrator)).unvalidated == 0
     assert await _asked(url, "SELECT count(*) FROM ibex_core.memories") == [90]
+
+
+async def test_patience_begins_where_a_lock_is_first_met(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Building takes longer than patience; then a writer holds a partition of the copy until it is asked for again."""
+    url, db = await made(2)
+    await _fill(db, await organizations(db, 1), 10)
+    patience = 0.4
+    state: Callable[..., bool | None] = getattr(online, "_state")  # noqa: B009 - as monkeypatch names it
+    held, free = threading.Event(), threading.Event()
+
+    async def write() -> None:
+        connection = await asyncpg.connect(url)
+        async with connection.transaction():
+            await connection.execute("UPDATE ibex_core.memories SET retrieval_count = 1")
+            held.set()
+            await asyncio.to_thread(free.wait, 60)
+        await connection.close()
+
+    writer = threading.Thread(target=lambda: asyncio.run(write()))
+
+    def built(connection: Connection, schema: str, name: str, table: str) -> bool | None:
+        if table == "memories_next":  # all of its partitions have the index, and it takes it in a moment
+            if not held.is_set():
+                time.sleep(2 * patience)
+                writer.start()
+                assert held.wait(60)
+            else:
+                free.set()
+                writer.join()
+        return state(connection, schema, name, table)
+
+    monkeypatch.setattr(online, "_state", built)
+    try:
+        async with db.migrator() as migrator:
+            status = await repartition(migrator, 3, patience=patience)
+    finally:
+        free.set()
+
+    assert (status.partitions, status.copying_to) == (3, None)
 
 
 async def test_another_number_must_wait_and_bad_ones_are_refused(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
