@@ -64,7 +64,10 @@ def repartition(
     abandon: Annotated[bool, typer.Option("--abandon", help="Take away a copy that is under way.")] = False,
     batch: Annotated[int, typer.Option(min=1, max=100_000, help="Rows copied in one transaction.")] = 2000,
     patience: Annotated[
-        float, typer.Option(min=0.0, metavar="SECONDS", help="How long to try for a moment in which tables are free.")
+        float,
+        typer.Option(
+            min=0.0, metavar="SECONDS", help="How long to try, each time, for a moment in which tables are free."
+        ),
     ] = 600.0,
     url: Url = None,
     as_json: AsJson = False,
