@@ -3,6 +3,8 @@
 import io
 import json
 import logging
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -357,6 +359,68 @@ def test_a_secret_in_a_message_is_taken_out(
 
     assert redacted.getvalue() != ""
     assert marks_in(redacted.getvalue()) == []
+
+
+# Each made of what one of the patterns begins with, and of nothing that would end it.
+LONG = {
+    "digits": "[" + "1" * 400_000,
+    "spaces": "[1" + " " * 400_000,
+    "brackets": "[ " * 200_000,
+    "numbers": "[" + "1.5e1, " * 6 + "2.5 " * 100_000,
+    "keys": "Key (a)=(" * 40_000,
+    "names of keys": "Key (" * 80_000,
+    "keys of functions": "Key (f(" * 60_000,
+    "rows": "Failing row contains (" * 20_000,
+    "types": "invalid input syntax for type " * 14_000,
+    "details": "DETAIL: " * 50_000,
+    "parameters": "[parameters: " * 30_000,
+    "addresses": "://a:" * 80_000,
+    "passwords": "password=" * 40_000 + "'",
+    "hexadecimals": "0a" * 200_000,
+    "tokens": "ibex_" * 80_000,
+}
+
+_REDACTED_EACH = """
+import json, sys
+from ibex_db_core import redact
+for name, text in json.load(sys.stdin).items():
+    redact(text)
+    print(name, flush=True)
+"""
+
+
+def test_no_text_however_long_has_the_redaction_stand_still() -> None:
+    """In a process of its own, to be ended: what grows with the square of these lengths takes an hour."""
+    ran = subprocess.run(  # noqa: S603 - this interpreter, and code of the tests
+        [sys.executable, "-c", _REDACTED_EACH],
+        input=json.dumps(LONG),
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+
+    assert ran.stdout.splitlines() == list(LONG)
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        (
+            f"Key (org_id, lower(content))=(1, {CONTENT}) already exists.",
+            "Key (org_id, lower(content))=(removed) already",
+        ),
+        (f"Key (content)=(:) {CONTENT}) is not present in table.", "Key (content)=(removed) is not present in table."),
+        (f"kept; Key (content)=({CONTENT}, cut o", "kept; Key (content)=(removed)"),
+        (f"kept; Failing row contains (1, {CONTENT}, cut o", "kept; Failing row contains (removed)"),
+        (f"kept [1., .5, -1e-3, 2.25, +3, 4., 5, {NUMBER}, 7] kept", "kept (vector removed) kept"),
+    ],
+)
+def test_what_the_server_quotes_is_taken_out_cut_off_or_not(text: str, left: str) -> None:
+    told = redact(text)
+
+    assert left in told
+    assert marks_in(told) == []
 
 
 def test_what_is_no_secret_stays_as_it_is(logs: tuple[logging.Logger, io.StringIO, io.StringIO]) -> None:

@@ -92,6 +92,33 @@ async def test_a_shard_that_lost_its_walls_is_told_and_mended(migrated: Database
     assert await owner.run_sync(lambda live: complaints(live, metadata())) == []
 
 
+@pytest.mark.parametrize(
+    ("table", "shards", "spoil"),
+    [
+        ("agents", SHARDS, "DROP POLICY agents_floor ON %s"),
+        ("agents", SHARDS, "ALTER POLICY agents_floor ON %s USING (true)"),
+        ("organizations", 3, "DROP POLICY organizations_floor ON %s"),  # of which each node has a copy
+    ],
+)
+async def test_a_floor_that_is_missing_or_another_is_told_and_made_anew(
+    migrated: Database, owner: AsyncConnection, table: str, shards: int, spoil: str
+) -> None:
+    async with migrated.migrator() as migrator:
+        await migrator.distribute(shards=SHARDS)
+    await owner.exec_driver_sql(on_placements(table, spoil))
+
+    told = await owner.run_sync(lambda live: complaints(live, metadata()))
+    async with migrated.migrator() as migrator:
+        mended = await migrator.distribute(shards=SHARDS)
+        again = await migrator.distribute(shards=SHARDS)
+
+    assert len(told) == shards
+    assert all(f'lacks ["{table}_floor' in one for one in told)
+    assert [step.title for step in mended] == ["Floors under the policies of every shard"]
+    assert again == []
+    assert await owner.run_sync(lambda live: complaints(live, metadata())) == []
+
+
 async def test_a_shard_without_row_level_security_is_told(migrated: Database, owner: AsyncConnection) -> None:
     async with migrated.migrator() as migrator:
         await migrator.distribute(shards=SHARDS)

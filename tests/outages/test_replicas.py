@@ -20,6 +20,7 @@ from ibex_db import (
     MemoryRepository,
     UnsafeRoleError,
 )
+from ibex_db_core import replicas
 from ibex_db_core.embedded import EmbeddedPostgres
 from ibex_db_core.provisioning import PLATFORM_LOGIN, SERVICE_LOGIN, Cluster
 from ibex_db_core.tenant import ScopedSession
@@ -196,6 +197,35 @@ async def test_when_the_replica_dies_the_primary_answers_until_it_is_back(
         while not await on_standby(db, account.org_id):  # noqa: ASYNC110 - as above
             await asyncio.sleep(0.1)
     assert db.replicas[0].healthy
+
+
+async def test_while_every_connection_to_the_replica_is_in_use_the_primary_answers(
+    primary: EmbeddedPostgres, copy: Standby, ledger: Ledger
+) -> None:
+    org_id = ledger.accounts[0].org_id
+    one = replace(SETTINGS, pool_size=1, max_overflow=0, pool_timeout=0.2)
+    async with connect(primary, copy, one) as db, db.tenant(org_id, read_only=True) as session:
+        assert await session.scalar(_IS_STANDBY) is True
+
+        assert not await on_standby(db, org_id, after=await db.position())
+
+        assert db.replicas[0].healthy, "it is busy, not ill"
+
+
+async def test_one_outage_that_many_readers_meet_is_one_failure_of_the_replica(
+    primary: EmbeddedPostgres, ledger: Ledger, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(replicas, "_REST_SECONDS", 30.0)  # so that it rests still when the last of them has failed
+    url = Cluster.of(primary).url("outages", user=SERVICE_LOGIN)
+
+    # Nothing listens there; over a socket's path each would have its answer before the next one asks.
+    nowhere, together = ["postgresql://nobody@127.0.0.1:1/outages"], replace(SETTINGS, pool_size=8)
+    async with Database(url, replica_urls=nowhere, settings=together) as db:
+        answers = await asyncio.gather(*(on_standby(db, ledger.accounts[0].org_id) for _ in range(8)))
+
+    assert not any(answers)
+    told = [record.__dict__["rest_seconds"] for record in caplog.records if record.name == "ibex_db.replicas"]
+    assert told == [30.0]
 
 
 async def test_a_replica_that_is_not_there_at_first_hinders_nobody(

@@ -26,16 +26,20 @@ from uuid import uuid4
 
 import asyncpg
 import pytest
+import typer
 from typer.testing import CliRunner, Result
 
 from ibex_db_core.cli.app import build
+from ibex_db_core.console import Output
 from ibex_db_core.embedded import locks, postmaster
+from ibex_db_core.errors import ConflictError, IbexError, InvalidInputError, Shown
 from ibex_db_core.migrations import Migrator, migrator, runner
 from ibex_db_core.provisioning import SERVICE_LOGIN, Cluster
 
 ESCAPE = "\x1b"
 NOWHERE = "postgresql://somebody:hush@127.0.0.1:1/nothing"
 SECONDS = 60
+SAID, SIZE = "Ahab hunts whales", "text of 17 characters"
 
 inside = cast("Any", migrator)
 
@@ -485,6 +489,35 @@ def test_machines_get_an_error_as_a_document() -> None:
     assert error["type"] == "ConnectionLostError"
     assert error["message"].startswith("no connection")
     assert answer("current", "--url", "mysql://x")["error"]["type"] == "ConfigurationError"
+
+
+@pytest.mark.parametrize(
+    ("error", "facts"),
+    [
+        (InvalidInputError("content", SAID, "must be shorter"), {"value": "text of 17 characters"}),
+        (InvalidInputError("embedding", [0.125], "must have exactly 3 dimensions"), {"value": "list of 1"}),
+        (InvalidInputError("embedding", Shown("2 numbers"), "must have exactly 3"), {"value": "2 numbers"}),
+        (InvalidInputError("rank", 101, "must lie in [-100, 100]"), {"value": 101}),
+        (
+            ConflictError("taken", values={"content": SAID, "slug": "robin"}),
+            {"values": {"content": SIZE, "slug": "robin"}},
+        ),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_an_errors_document_tells_no_more_than_its_message_may(
+    error: IbexError, facts: Mapping[str, object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def refused() -> None:
+        raise error
+
+    with pytest.raises(typer.Exit):
+        Output(as_json=True).run(refused)
+
+    printed = capsys.readouterr().out
+    assert facts.items() <= json.loads(printed)["error"].items()
+    assert SAID not in printed
+    assert "0.125" not in printed
 
 
 def test_debug_shows_the_traceback() -> None:

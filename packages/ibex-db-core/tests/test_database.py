@@ -75,6 +75,44 @@ async def test_an_error_of_the_callers_own_work_is_not_taken_for_the_databases(
     assert caught.value is error
 
 
+@pytest.mark.parametrize("error", [FileNotFoundError("a file"), TimeoutError("an upstream"), ConnectionResetError()])
+async def test_an_error_of_the_callers_own_beside_migrations_is_not_taken_for_the_databases(
+    db: Database, error: OSError
+) -> None:
+    with pytest.raises(type(error)) as caught:
+        async with db.migrator():
+            raise error
+
+    assert caught.value is error
+
+
+async def test_the_callers_own_time_limit_beside_migrations_is_not_taken_for_the_databases(db: Database) -> None:
+    with pytest.raises(TimeoutError):
+        async with db.migrator() as migrator, asyncio.timeout(0.01):
+            await migrator.current()
+            await asyncio.Event().wait()
+
+
+async def test_a_connection_of_migrations_that_breaks_anywhere_is_told_as_ours(
+    wire: Wire, toy_database: TestDatabase
+) -> None:
+    """At the door, in what each new connection asks, and in the work itself."""
+    address = wire.address(toy_database.cluster.url(toy_database.name))
+    async with Database(address, owner_url=address, step_down=True) as db:
+        for messages in range(50):
+            wire.break_after = messages
+            with pytest.raises(ConnectionLostError):
+                async with db.migrator() as migrator:
+                    while True:
+                        await migrator.current()
+
+
+async def test_a_server_for_dry_runs_that_is_not_there_is_told_as_ours(db: Database) -> None:
+    with pytest.raises(ConnectionLostError, match="check host and port"):
+        async with db.migrator() as migrator:
+            await migrator.plan("base", down=True, scratch="postgresql://nobody@127.0.0.1:1/postgres")
+
+
 async def test_a_session_may_commit_and_roll_back_in_between(
     db: Database, acme: UUID, admin: asyncpg.Connection
 ) -> None:

@@ -6,8 +6,9 @@ from uuid import UUID
 
 import asyncpg
 import pytest
-from sqlalchemy import event, text
+from sqlalchemy import Engine, event, text
 from sqlalchemy.exc import InvalidRequestError
+from sqlalchemy.orm import Session
 from toys import AddBot, Bot, Bots
 from wire import Wire
 
@@ -392,6 +393,61 @@ async def test_whoever_waits_for_a_commit_is_told_of_it(warm: Database, acme: UU
         event.listen(session.sync_session, name, told.append)
 
     assert told == [session.sync_session]
+
+
+@pytest.mark.parametrize(
+    ("target", "name"), [(Session, "before_commit"), (Session, "after_begin"), (Engine, "commit"), (Engine, "begin")]
+)
+async def test_whoever_listens_to_the_class_is_told_of_units_of_work_that_come_later(
+    warm: Database, acme: UUID, add_bot: AddBot, target: type, name: str
+) -> None:
+    ident = await add_bot(acme)
+    told: list[object] = []
+
+    def tell(*of: object) -> None:
+        told.append(of)
+
+    event.listen(target, name, tell)
+    try:
+        async with warm.tenant(acme) as session:
+            await Bots(session).get(ident)
+    finally:
+        event.remove(target, name, tell)
+    async with warm.tenant(acme) as session:
+        assert half(session).lease is not None
+        await Bots(session).get(ident)
+
+    assert len(told) == 1
+
+
+async def test_whoever_listens_to_the_class_of_engines_is_told_of_every_statement(
+    warm: Database, acme: UUID, add_bot: AddBot
+) -> None:
+    ident = await add_bot(acme)
+    told: list[object] = []
+
+    def tell(*of: object) -> None:
+        told.append(of)
+
+    async with warm.tenant(acme) as session:
+        await Bots(session).get(ident)
+        event.listen(Engine, "after_cursor_execute", tell)
+        try:
+            await Bots(session).get(ident)
+        finally:
+            event.remove(Engine, "after_cursor_execute", tell)
+
+    assert len(told) == 1
+
+
+async def test_a_block_is_entered_once(warm: Database, acme: UUID) -> None:
+    block = warm.tenant(acme)
+    async with block:
+        pass
+
+    with pytest.raises(TenantError, match="open another one"):
+        async with block:
+            pass
 
 
 async def test_concurrent_verbs_of_one_session_share_its_transaction(

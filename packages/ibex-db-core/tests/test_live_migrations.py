@@ -26,7 +26,7 @@ from ibex_db_core import (
     Migrator,
 )
 from ibex_db_core.engine import create_engine
-from ibex_db_core.migrations import losses, online
+from ibex_db_core.migrations import losses, online, waiting
 from ibex_db_core.testing import TestDatabase
 from ibex_db_core.url import parse
 
@@ -147,6 +147,24 @@ async def test_a_revision_waits_out_a_reader_and_nobody_waits_behind_it_for_long
         done.set()
 
 
+async def test_who_cancels_while_the_lookout_ends_is_heard(engine: AsyncEngine) -> None:
+    went_on = False
+
+    async def work() -> None:
+        nonlocal went_on
+        own = asyncio.current_task()
+        assert own is not None
+        async with waiting.watched(engine, 0, 60.0, waiting.Waiting()):
+            await asyncio.sleep(0)  # the lookout has begun
+            asyncio.get_running_loop().call_soon(own.cancel)  # comes while the end of the block waits for its end
+        went_on = True
+
+    task = asyncio.create_task(work())
+    await asyncio.wait([task])
+
+    assert (task.cancelled(), went_on) == (True, False)
+
+
 async def test_the_setting_goes_with_the_revision(toys: Install, migrator: Migrator, engine: AsyncEngine) -> None:
     toys(("assert op.get_bind().exec_driver_sql('SHOW lock_timeout').scalar() == '1500ms'", ""))
 
@@ -232,6 +250,18 @@ async def test_a_destructive_revision_is_refused_before_the_first_step_and_says_
 
     await migrator.upgrade("toy@head", allow_destructive=True)
     assert await applied(migrator) == ["toy_0001", "toy_0002", "toy_0003"]
+
+
+@pytest.mark.parametrize("collation", ['"C"', 'pg_catalog."C"', "ucs_basic"])
+async def test_a_wider_type_of_another_collation_loses_what_its_expression_does(
+    toys: Install, migrator: Migrator, collation: str
+) -> None:
+    retyped = f"op.execute('ALTER TABLE ibex_core.items ALTER note TYPE text COLLATE {collation}{{}}')"
+    toys((ITEMS, GONE), (retyped.format(""), "pass"), (retyped.format(" USING left(note, 3)"), "pass"))
+    await migrator.upgrade("toy_0002")
+
+    with pytest.raises(DestructiveMigrationError, match=r"what does not fit of ibex_core\.items\.note"):
+        await migrator.upgrade("toy@head")
 
 
 async def test_a_downgrade_that_destroys_is_refused_too(toys: Install, migrator: Migrator) -> None:

@@ -17,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from ibex_db_core import EngineSettings, MigrationError, Migrator
 from ibex_db_core.engine import create_engine
+from ibex_db_core.migrations.migrator import alembic_to_itself
 from ibex_db_core.policies import OWNER_ROLE
 from ibex_db_core.provisioning import Cluster
 from ibex_db_core.testing import TestDatabase
@@ -188,6 +189,16 @@ async def test_printing_the_sql_does_not_break_a_migration_that_is_running(
 
     assert await running
     assert any("a migration is running in this process" in answer for answer in answers)
+
+
+async def test_losses_are_told_once_a_migration_that_is_running_is_done(migrator: Migrator) -> None:
+    async with alembic_to_itself():  # as a migration has it, of whichever database
+        asking = asyncio.create_task(migrator.losses())
+        await asyncio.wait([asking], timeout=0.5)
+        waited = not asking.done()
+
+    assert waited
+    assert await asking == []
 
 
 async def test_all_that_core_makes_belongs_to_the_owner_role(empty_database: TestDatabase, migrator: Migrator) -> None:

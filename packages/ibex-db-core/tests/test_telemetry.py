@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack
 from dataclasses import replace
 from uuid import UUID, uuid4
 
+import asyncpg
 import pytest
 from conftest import ONE
 from listening import Ear
@@ -366,6 +367,20 @@ async def test_a_block_that_is_left_in_another_task_is_told_without_a_complaint(
     await asyncio.create_task(block.__aenter__())
     await asyncio.create_task(block.__aexit__(None, None, None))
 
+    assert ear.attributes("ibex tenant")["ibex.outcome"] == "commit"
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+async def test_a_block_that_is_left_in_a_child_of_its_task_is_told_without_a_complaint(
+    heard: Database, ear: Ear, acme: UUID, admin: asyncpg.Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As asyncio.wait_for() has it on Python 3.11: the child's context is a copy, with the unit of work in it."""
+    block = heard.tenant(acme)
+    session = await block.__aenter__()
+    await BotRepository(session).add(Bot(slug="robin"))
+    await asyncio.create_task(block.__aexit__(None, None, None))
+
+    assert await admin.fetchval("SELECT count(*) FROM ibex_core.bots WHERE org_id = $1", acme) == 1
     assert ear.attributes("ibex tenant")["ibex.outcome"] == "commit"
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 

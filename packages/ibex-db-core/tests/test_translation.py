@@ -31,6 +31,7 @@ from ibex_db_core import (
     SerializationError,
     StatementTimeoutError,
     TransientError,
+    translation,
 )
 from ibex_db_core.testing import TestDatabase
 from ibex_db_core.translation import translate
@@ -227,6 +228,35 @@ async def test_a_value_that_the_driver_cannot_send_is_ours_as_well(db: Database,
     with pytest.raises(IbexError):
         async with db.tenant(acme) as session:
             await session.execute(text("SELECT CAST(:n AS int)"), {"n": "seven"})
+
+
+@pytest.mark.parametrize("position", [1, 10, 100, 1000])
+async def test_a_value_that_the_driver_cannot_send_is_not_in_the_message(
+    db: Database, acme: UUID, position: int
+) -> None:
+    parameters: dict[str, object] = {f"p{number}": 1 for number in range(1, position)}
+    statement = text("SELECT " + ", ".join(f"CAST(:{name} AS int)" for name in [*parameters, "last"]))
+
+    with pytest.raises(DatabaseError) as caught:
+        async with db.tenant(acme) as session:
+            await session.execute(statement, {**parameters, "last": "Ahab: hunts\nwhales"})
+
+    assert f"query argument ${position};" in str(caught.value)
+    assert "Ahab" not in str(caught.value)
+    assert "whales" not in str(caught.value)
+
+
+async def test_a_conflict_quotes_no_field_that_messages_do_not_show(
+    db: Database, acme: UUID, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(translation, "UNSHOWN", frozenset({"nickname"}))
+
+    with pytest.raises(ConflictError) as caught:
+        async with db.tenant(acme) as session:
+            session.add_all([Bot(slug="robin", nickname="Ahab"), Bot(slug="wren", nickname="Ahab")])
+            await session.flush()
+
+    assert "Ahab" not in str(caught.value)
 
 
 def test_our_own_error_passes_as_it_is() -> None:

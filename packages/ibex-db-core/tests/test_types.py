@@ -153,6 +153,17 @@ def test_what_is_no_vector_of_the_column_is_refused_when_it_is_assigned(value: o
     assert caught.value.field == "embedding"
 
 
+@pytest.mark.parametrize(
+    ("value", "got"),
+    [([0.1, math.nan, 0.3], "NaN or infinity"), ([0.0, 0.0, 0.0], "all zeros"), ([1e30, 0.0, 0.0], "1.0e+30")],
+)
+def test_what_is_wrong_with_a_vector_is_told_without_its_numbers(value: list[float], got: str) -> None:
+    with pytest.raises(InvalidInputError) as caught:
+        pack_vector(value)
+
+    assert str(caught.value).endswith(f"; got {got}")
+
+
 async def test_a_bad_vector_in_a_query_is_refused_before_sql(wired: Database, wire: Wire, acme: UUID) -> None:
     async with wired.tenant(acme) as session:
         with pytest.raises(InvalidInputError, match="exactly 3 dimensions"):

@@ -31,6 +31,7 @@ class Wire:
         messages: since the last clear().
         writers: of both ends of every connection.
         break_on: a client's simple query that starts so is not passed on: every connection breaks instead.
+        break_after: so many more messages of the client's are passed on, and then every connection breaks.
         lingers: the client's end stays open when the server has closed its own: last words have come, and no end.
         flowing: cleared, nothing passes either way, and nobody is told: what a dropped route looks like.
     """
@@ -39,6 +40,7 @@ class Wire:
     messages: list[Message] = field(default_factory=list[Message])
     writers: list[asyncio.StreamWriter] = field(default_factory=list[asyncio.StreamWriter])
     break_on: str | None = None
+    break_after: int | None = None
     lingers: bool = False
     flowing: asyncio.Event = field(default_factory=asyncio.Event)
     _prepared: dict[bytes, str] = field(default_factory=dict[bytes, str])
@@ -85,6 +87,9 @@ class Wire:
         self.messages.append(message)
 
     def breaks(self, message: Message) -> bool:
+        if self.break_after is not None and message.origin == "client":
+            self.break_after -= 1
+            return self.break_after < 0
         return self.break_on is not None and message.kind == "Q" and message.body.startswith(self.break_on.encode())
 
     def _executed(self) -> Iterator[str]:

@@ -51,7 +51,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from rich.table import Column, Table
 from rich.text import Text
 
-from ibex_db_core.errors import IbexError
+from ibex_db_core.errors import UNSHOWN, ConflictError, IbexError, InvalidInputError, Shown, size_of
 
 __all__ = ["CANCELLED", "DEFECT", "EXIT_CODES", "FAILED", "FOUND", "Output", "Result", "Tell", "console", "table"]
 
@@ -183,7 +183,7 @@ class Output:
         if self.debug or not ours:
             traceback.print_exception(exc)
         if self.as_json:
-            facts = {name: fact for name, fact in vars(exc).items() if fact} if ours else {}
+            facts = _facts(exc) if isinstance(exc, IbexError) else {}
             _print_json({"error": {**facts, "type": type(exc).__name__, "message": str(exc)}})
         elif not ours:
             self.log.print(f"error: this is a defect in ibex-db, please report it: {exc!r}", soft_wrap=True)
@@ -222,6 +222,20 @@ def table(
 def _print_json(document: object) -> None:
     sys.stdout.write(json.dumps(document, indent=2, default=_plain) + "\n")
     sys.stdout.flush()
+
+
+def _facts(exc: IbexError) -> dict[str, object]:
+    """Return what an error knows, as far as its message may tell it: this ends in logs as well."""
+    facts = {name: fact for name, fact in vars(exc).items() if fact}
+    if isinstance(exc, InvalidInputError) and "value" in facts:
+        facts["value"] = _tellable(exc.field, exc.value)
+    if isinstance(exc, ConflictError) and exc.values:
+        facts["values"] = {name: _tellable(name, value) for name, value in exc.values.items()}
+    return facts
+
+
+def _tellable(field: str, value: object) -> object:
+    return size_of(value) if field in UNSHOWN and not isinstance(value, Shown) else value
 
 
 def _plain(value: object) -> str:

@@ -10,20 +10,25 @@ driver (decision 0050).
 # pyright: reportPrivateUsage=false, reportUnknownMemberType=false
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import zip_longest
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import Connection, Dialect, Executable, inspect
-from sqlalchemy.orm import Mapper
+from sqlalchemy.orm import Mapper, Session
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.util.concurrency import greenlet_spawn
 
 from ibex_db_core.connection import FoldedConnection
 from ibex_db_core.lending import plain, raise_as_sqlalchemy, watched
-from ibex_db_core.loading import EntityLoader, Processor, loadable, processor
+from ibex_db_core.listeners import Events
+from ibex_db_core.loading import EntityLoader, loadable, processor, tuples
 from ibex_db_core.tenant import ScopedSession, SyncScopedSession
 
 __all__ = ["Direct", "fetch"]
+
+
+_MADE = Events("load", "refresh")
 
 
 class Direct:
@@ -49,8 +54,7 @@ class Direct:
         self._mapper: Mapper[Any] | None = inspect(entities[0]["entity"]).mapper if entities else None
         self._columns = cast("Sequence[Any]", compiled._result_columns)
         self._width = len(self._columns) - (len(described) - 1 if entities else len(self._columns))
-        self._loader: EntityLoader | None = None
-        self._processors: Sequence[tuple[int, Processor]] | None = None
+        self._load: Callable[[Session, Sequence[Any]], list[tuple[Any, ...]]] | None = None
         self.possible = not (compiled.post_compile_params or compiled.escaped_bind_names) and self._readable(
             entities, described
         )
@@ -69,10 +73,7 @@ class Direct:
     @property
     def unwatched(self) -> bool:
         """Nobody has asked to be told of its entities since it was made."""
-        if self._mapper is None:
-            return True
-        told = cast("Any", self._mapper.class_manager).dispatch
-        return not (told.load or told.refresh)
+        return self._mapper is None or not _MADE.heard(self._mapper.class_manager)
 
     def arguments(self, parameters: Mapping[str, Any]) -> list[Any]:
         """Return parameters as the driver takes them."""
@@ -84,29 +85,18 @@ class Direct:
 
     def rows(self, sync: SyncScopedSession, records: Sequence[Any], attributes: Sequence[Any]) -> list[tuple[Any, ...]]:
         """Return what SQLAlchemy's ``.all()`` would: tuples of entity and values."""
-        if self._processors is None:
-            self._learn([attribute.type.oid for attribute in attributes])
-        loader, width, processors = self._loader, self._width, self._processors or ()
-        if loader is None and not processors:
-            return [tuple(record) for record in records]
-        others = [list(record[width:]) for record in records] if width else [list(record) for record in records]
-        for place, process in processors:
-            for values in others:
-                if (value := values[place]) is not None:
-                    values[place] = process(value)
-        if loader is None:
-            return [tuple(values) for values in others]
-        entities = loader.load(sync, records)
-        return [(entity, *values) for entity, values in zip(entities, others, strict=True)]
+        if self._load is None:
+            self._load = self._learn([attribute.type.oid for attribute in attributes])
+        return self._load(sync, records)
 
-    def _learn(self, oids: Sequence[int]) -> None:
-        width = self._width
-        if self._mapper is not None:
-            own = [column.name for column in self._columns[:width]]
-            self._loader = EntityLoader(self._mapper, own, self._dialect, oids[:width])
-        others = zip(self._columns[width:], oids[width:], strict=False)
-        processors = [processor(column.type, self._dialect, oid) for column, oid in others]
-        self._processors = [(place, process) for place, process in enumerate(processors) if process is not None]
+    def _learn(self, oids: Sequence[int]) -> Callable[[Session, Sequence[Any]], list[tuple[Any, ...]]]:
+        # A text that was not told of its columns has none here: its values stay as they come.
+        known = zip_longest(self._columns[: len(oids)], oids)
+        processors = [None if column is None else processor(column.type, self._dialect, oid) for column, oid in known]
+        if self._mapper is None:
+            return tuples(processors)
+        own = [column.name for column in self._columns[: self._width]]
+        return EntityLoader(self._mapper, own, processors).load
 
 
 # Statements are made once, one for each shape of filters; past this many, somebody makes them anew each time.
@@ -116,7 +106,8 @@ _compiled: "WeakKeyDictionary[Dialect, dict[Executable, Direct]]" = WeakKeyDicti
 
 
 def _direct(statement: Executable, dialect: Dialect) -> Direct:
-    known = _compiled.setdefault(dialect, {})
+    if (known := _compiled.get(dialect)) is None:
+        known = _compiled[dialect] = {}
     if (found := known.get(statement)) is None:
         if len(known) >= _KEPT:
             known.clear()

@@ -16,7 +16,7 @@ from ibex_db_core.provisioning import DATABASE, PLATFORM_LOGIN, SERVICE_LOGIN, C
 from ibex_db_core.replicas import Replica, Replicas
 from ibex_db_core.signing import SigningKey
 from ibex_db_core.telemetry import Telemetry
-from ibex_db_core.translation import translated
+from ibex_db_core.translation import translate, translated
 from ibex_db_core.url import Address, parse
 
 if TYPE_CHECKING:
@@ -184,12 +184,18 @@ class Engines:
         await self.open()
         engine = create_engine(self.addresses.owner or self.addresses.service, self.settings.for_migrations())
         try:
-            with translated():
-                yield engine
-        except AccessDeniedError as exc:
-            raise MigrationError(
-                f"{exc}. {what} the owner's work: name a member of {OWNER_ROLE} in owner_url (IBEX_OWNER_URL)"
-            ) from exc
+            yield engine
+        except OSError:
+            raise  # the caller's own (TimeoutError is one): of the database's the engine has made ours already
+        except Exception as exc:
+            ours = translate(exc)
+            if isinstance(ours, AccessDeniedError):
+                raise MigrationError(
+                    f"{ours}. {what} the owner's work: name a member of {OWNER_ROLE} in owner_url (IBEX_OWNER_URL)"
+                ) from exc
+            if ours is None or ours is exc:
+                raise
+            raise ours from exc
         finally:
             await engine.dispose()
 

@@ -42,6 +42,11 @@ class FairQueue(QueueCommon[_T]):
         """Tell whether no more may lie in it."""
         return 0 < self.maxsize <= len(self._idle)
 
+    @property
+    def wanted(self) -> bool:
+        """Whether anybody waits."""
+        return any(not turn.done() for turn in self._waiting)
+
     def qsize(self) -> int:
         """Return how many items lie in it; one on its way to somebody who waited does not."""
         return len(self._idle)
@@ -52,11 +57,8 @@ class FairQueue(QueueCommon[_T]):
         Raises:
             Full: nobody waits, and no more may lie in it.
         """
-        while self._waiting:
-            first = self._waiting.popleft()
-            if not first.done():
-                first.set_result(item)
-                return
+        if self._hand_over(item):
+            return
         if self.full():
             raise Full
         self._idle.append(item)
@@ -106,8 +108,40 @@ class FairQueue(QueueCommon[_T]):
             return mine.result()  # it came in the moment in which time was up
         except asyncio.CancelledError:
             if _was_given(mine):
-                self.put_nowait(mine.result())
+                self._keep(mine.result())
             raise
+
+    def _hand_over(self, item: _T) -> bool:
+        """Give an item to whom has waited longest; False where nobody waits."""
+        while self._waiting:
+            first = self._waiting.popleft()
+            loop = first.get_loop()
+            if first.done() or loop.is_closed():
+                continue
+            if loop is _running_loop():
+                first.set_result(item)
+            else:  # the garbage collector gives a connection back in whatever thread it runs
+                loop.call_soon_threadsafe(self._give, first, item)
+            return True
+        return False
+
+    def _give(self, turn: "asyncio.Future[_T]", item: _T) -> None:
+        if turn.done():
+            self._keep(item)
+        else:
+            turn.set_result(item)
+
+    def _keep(self, item: _T) -> None:
+        """Pass an item on that was given in vain, or keep it: one too many goes when the next comes back."""
+        if not self._hand_over(item):
+            self._idle.append(item)
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
 
 
 def _was_given(turn: "asyncio.Future[_T]") -> bool:

@@ -16,18 +16,21 @@ wait for, nothing is lent.
 # pyright: reportPrivateUsage=false, reportUnknownMemberType=false
 
 import time
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.dialects.postgresql.asyncpg import AsyncAdapt_asyncpg_connection
 from sqlalchemy.exc import TimeoutError  # noqa: A004 - what a pool raises
+from sqlalchemy.orm import ClassManager
 from sqlalchemy.orm.state import InstanceState
 from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry, PoolProxiedConnection
+from sqlalchemy.pool.base import _ConnectionRecord
 from sqlalchemy.util.concurrency import greenlet_spawn
 from sqlalchemy.util.queue import Empty
 
 from ibex_db_core.connection import FoldedConnection
 from ibex_db_core.fair_queue import FairQueue
+from ibex_db_core.listeners import Events, SessionEvents
 from ibex_db_core.tenant import ScopedSession, SyncScopedSession
 
 __all__ = [
@@ -51,6 +54,8 @@ _KNOWN = all(
         (AsyncAdapt_asyncpg_connection, ("_call_and_discard", "_handle_exception", "_prepare", "_start_transaction")),
         (Connection, ("_handle_dbapi_exception",)),
         (InstanceState, ("_commit", "_instance_dict")),
+        (ClassManager, ("_state_constructor", "STATE_ATTR")),
+        (Engine.dispatch, ("_for_class",)),
     )
     for name in names
 )
@@ -79,7 +84,7 @@ class LendingPool(AsyncAdaptedQueuePool):
         if not -1 < self._max_overflow <= self._overflow:
             return None
         try:
-            return await cast("FairQueue[ConnectionPoolEntry]", self._pool).turn(self._timeout)
+            return await self._waiting.turn(self._timeout)
         except Empty:
             pass  # as SQLAlchemy has it: this is not why
         raise TimeoutError(
@@ -98,6 +103,10 @@ class LendingPool(AsyncAdaptedQueuePool):
         """Give a picked connection to whom asks next, through SQLAlchemy, which connects it anew where it is stale."""
         self._chosen = record
 
+    async def refuse(self, record: ConnectionPoolEntry) -> None:
+        """Return a picked connection that nobody will use."""
+        await greenlet_spawn(self._do_return_conn, record)
+
     def connect(self) -> PoolProxiedConnection:
         """Check a connection out: the one that a session holds already, where it asks for that."""
         if self._offered is not None:
@@ -114,6 +123,21 @@ class LendingPool(AsyncAdaptedQueuePool):
             chosen, self._chosen = self._chosen, None
             return chosen
         return super()._do_get()
+
+    @property
+    def _waiting(self) -> FairQueue[ConnectionPoolEntry]:
+        return cast("FairQueue[ConnectionPoolEntry]", self._pool)
+
+    def _create_connection(self) -> ConnectionPoolEntry:
+        """Make a record that its checkout connects: where that fails, it goes to whom waits, who tries in turn."""
+        return _ConnectionRecord(self, connect=False)
+
+    def _dec_overflow(self) -> Literal[True]:
+        """Let one more be made: by whom waits, before anybody who asks later."""
+        done = super()._dec_overflow()
+        if self._waiting.wanted and self._inc_overflow():
+            self._pool.put(self._create_connection(), block=False)
+        return done
 
     def is_stale(self, record: ConnectionPoolEntry) -> bool:
         """Tell whether a checkout would replace it, as _ConnectionRecord.get_connection and the engine decide."""
@@ -164,47 +188,36 @@ def under_way(sync: SyncScopedSession) -> bool:
     return adapted is not None and in_use(adapted)
 
 
+# Of those that are ours, one refuses a caller's COMMIT, one adds the filter that direct statements have, and the others
+# see to what is lent.
+_STATEMENTS = Events("before_cursor_execute", "after_cursor_execute", "before_execute", "after_execute", ours=1)
+_LOADS = SessionEvents("do_orm_execute", "loaded_as_persistent", ours=1)
+_ENDS = SessionEvents(
+    "before_commit", "after_commit", "after_rollback", "after_soft_rollback", "after_transaction_end", ours=1
+)
+_CONNECTIONS = Events("begin", "commit", "rollback", "engine_connect")
+_BEGINNINGS = SessionEvents("after_begin", "after_transaction_create", "loaded_as_persistent", ours=2)
+
+
 def watched(sync: SyncScopedSession) -> bool:
     """Tell whether anybody listens who would miss a statement that SQLAlchemy never saw.
 
-    Where one listener is counted, it is ours: one refuses a caller's COMMIT, one adds the filter that direct
-    statements have.  Asked for each statement, for a listener may come at any time.
+    Asked for each statement, for a listener may come at any time.
     """
-    its, own = cast("Any", cast("Engine", sync.bind).dispatch), cast("Any", sync.dispatch)
-    return bool(
-        len(its.before_cursor_execute) != 1
-        or its.after_cursor_execute
-        or its.before_execute
-        or its.after_execute
-        or len(own.do_orm_execute) != 1
-        or own.loaded_as_persistent
-    )
+    return _STATEMENTS.heard(sync.bind) or _LOADS.heard(sync)
 
 
 def _attended(sync: SyncScopedSession) -> bool:
     """Tell whether anybody listens who would miss a transaction that SQLAlchemy never saw, or its end."""
-    own = cast("Any", sync.dispatch)
-    return bool(
-        own.before_commit
-        or own.after_commit
-        or own.after_rollback
-        or own.after_soft_rollback
-        or len(own.after_transaction_end) != 1  # ours
-    )
+    return _ENDS.heard(sync)
 
 
 def plain(sync: SyncScopedSession) -> bool:
     """Tell whether an engine and a session are as we make them: no echo, no options, nobody who waits for a BEGIN."""
     engine = cast("Engine", sync.bind)
-    its, own = cast("Any", engine.dispatch), cast("Any", sync.dispatch)
     return _KNOWN and not (
-        its.begin
-        or its.commit
-        or its.rollback
-        or its.engine_connect
-        or len(own.after_begin) != 1
-        or len(own.after_transaction_create) != 1
-        or own.loaded_as_persistent
+        _CONNECTIONS.heard(engine)
+        or _BEGINNINGS.heard(sync)
         or engine._should_log_info()
         or engine._execution_options
         or sync.execution_options
@@ -223,6 +236,9 @@ async def lend(session: ScopedSession) -> bool:
         return False
     record = await pool.pick()
     if record is None:
+        return False
+    if cast("Engine", sync.bind).pool is not pool:  # disposed of meanwhile, and what SQLAlchemy asks next is its heir
+        await pool.refuse(record)
         return False
     if not plain(sync) or _attended(sync) or pool.is_stale(record):
         pool.leave(record)
@@ -248,8 +264,16 @@ async def commit(session: ScopedSession) -> None:
             await raise_as_sqlalchemy(sync, exc)
     sync.lease = None
     adapted.driver_connection.disarm()
-    lease.close()
     sync.over()
+    await _give_back(lease)
+
+
+async def _give_back(lease: PoolProxiedConnection) -> None:
+    its = cast("Any", lease)._pool  # its own: the engine may have another by now
+    if its._pool.full():
+        await greenlet_spawn(lease.close)  # one too many is ended, for which SQLAlchemy waits
+    else:
+        lease.close()
 
 
 async def raise_as_sqlalchemy(

@@ -11,7 +11,6 @@ not loaded (decision 0050).
 # pyright: reportPrivateUsage=false, reportUnknownMemberType=false
 
 from collections.abc import Callable, Iterable, Sequence
-from operator import itemgetter
 from typing import Any, cast
 
 from sqlalchemy import Column, Dialect, Enum
@@ -20,7 +19,7 @@ from sqlalchemy.orm.attributes import instance_dict, instance_state
 from sqlalchemy.orm.session import Session
 from sqlalchemy.types import TypeEngine
 
-__all__ = ["EntityLoader", "Processor", "loadable", "processor"]
+__all__ = ["EntityLoader", "Processor", "loadable", "processor", "tuples"]
 
 Processor = Callable[[Any], Any]
 
@@ -64,36 +63,57 @@ class _Members(dict[Any, Any]):
         return self._own(value)
 
 
-def _tuple_of(places: Sequence[int]) -> Callable[[Any], tuple[Any, ...]]:
-    if len(places) > 1:
-        return cast("Callable[[Any], tuple[Any, ...]]", itemgetter(*places))
-    (place,) = places
-    return lambda row: (row[place],)
+def tuples(processors: Sequence[Processor | None]) -> Callable[[Session, Iterable[Any]], list[tuple[Any, ...]]]:
+    """Return what makes tuples of rows without an entity.
+
+    Args:
+        processors: of each column; None: its value stays what the driver made it.
+    """
+    if not any(processors):
+        return lambda _session, rows: [tuple(row) for row in rows]
+    return lambda _session, rows: [
+        tuple(
+            value if process is None or value is None else process(value)
+            for value, process in zip(row, processors, strict=True)
+        )
+        for row in rows
+    ]
 
 
 class EntityLoader:
-    """Makes entities of one mapper of rows that begin with so many of its columns.
+    """Makes entities of one mapper of rows that begin with so many of its columns; what follows them stays beside it.
+
+    A function written out for these columns, as dataclasses have their methods
+    written: it does for ten rows what loops over names did in half as much again.
 
     Args:
         mapper: of the entities.
         columns: names of the columns, as the rows have them from their beginning.
-        dialect: of the connections.
-        oids: what type each column has on the server.
+        processors: of every value of a row; None: it stays what the driver made it.
+
+    Attributes:
+        load: return a tuple for each row, its entity first: the session's own where it has it, else a new one; None
+            where there is no row.
     """
 
-    def __init__(self, mapper: Mapper[Any], columns: Sequence[str], dialect: Dialect, oids: Sequence[int]) -> None:
+    def __init__(self, mapper: Mapper[Any], columns: Sequence[str], processors: Sequence[Processor | None]) -> None:
         attributes = {cast("Column[Any]", attribute.columns[0]).name: attribute for attribute in mapper.column_attrs}
-        self._mapper = mapper
         self._keys = tuple(attributes[name].key for name in columns)
+        self._processors = processors
+        manager = cast("Any", mapper.class_manager)
+        names: dict[str, Any] = {
+            "model": mapper.class_,
+            "new": mapper.class_.__new__,
+            "manager": manager,
+            "State": manager._state_constructor,
+            "identity_class": cast("Any", mapper)._identity_class,
+            "complete": self._complete,
+            **{f"p{place}": process for place, process in enumerate(processors) if process is not None},
+        }
         places = [columns.index(column.name) for column in mapper.primary_key]
-        self._identity = _tuple_of(places)
-        processors = (
-            (attributes[name].key, processor(attributes[name].columns[0].type, dialect, oid))
-            for name, oid in zip(columns, oids, strict=True)
-        )
-        self._processors = tuple((key, process) for key, process in processors if process is not None)
-        self._identity_class = cast("Any", mapper)._identity_class
-        self._new_instance = cast("Callable[[], object]", cast("Any", mapper.class_manager).new_instance)
+        source = _source(manager.STATE_ATTR, self._keys, places, [process is not None for process in processors])
+        exec(source, names)  # noqa: S102 - of places in a row, and of the names of the model's own attributes
+        self.load = cast("Callable[[Session, Iterable[Any]], list[tuple[Any, ...]]]", names["load"])
 
     @staticmethod
     def fits(mapper: Mapper[Any], columns: Iterable[str]) -> bool:
@@ -107,44 +127,50 @@ class EntityLoader:
         wanted = {name for name, attribute in expected.items() if not attribute.deferred}
         return wanted <= given <= expected.keys()
 
-    def load(self, session: Session, rows: Iterable[Sequence[Any]]) -> list[object | None]:
-        """Return each row's entity: the session's own where it has it, else a new one; None where there is no row."""
-        identity = session.identity_map
-        present, weakly = cast("Any", identity)._dict, cast("Any", identity)._wr
-        session_id = session.hash_key
-        keys, processors, identify, new_instance = self._keys, self._processors, self._identity, self._new_instance
-        identity_class = self._identity_class
-        entities: list[object | None] = []
-        for row in rows:
-            ident = identify(row)
-            if ident[0] is None:  # of an outer join that found none
-                entities.append(None)
-                continue
-            key = (identity_class, ident, None)
-            if key in present and (found := identity.get(key)) is not None:
-                self._complete(found, row)
-                entities.append(found)
-                continue
-            made = new_instance()
-            state, values = instance_state(made), instance_dict(made)
-            state.key, state.session_id, state._instance_dict = key, session_id, weakly
-            present[key] = state
-            values.update(zip(keys, row, strict=False))
-            for name, process in processors:
-                if (value := values[name]) is not None:
-                    values[name] = process(value)
-            entities.append(made)
-        return entities
-
     def _complete(self, found: object, row: Sequence[Any]) -> None:
         """Give an object what it has not loaded, or has expired; what is pending on it stays."""
         state = instance_state(found)
         missing = state.unloaded
         if missing.isdisjoint(self._keys):
             return
-        processors, values = dict(self._processors), instance_dict(found)
-        for name, value in zip(self._keys, row, strict=False):
+        values = instance_dict(found)
+        for name, value, process in zip(self._keys, row, self._processors, strict=False):
             if name in missing:
-                process = processors.get(name)
                 values[name] = value if process is None or value is None else process(value)
         state._commit(values, missing)
+
+
+def _source(state: str, keys: Sequence[str], identity: Sequence[int], processed: Sequence[bool]) -> str:
+    """Write the function that loads rows: ``keys`` of the entity, then values to go beside it."""
+    said = [f"v{place} if v{place} is None else p{place}(v{place})" for place in range(len(processed))]
+    targets = [f"v{place}" if processed[place] else f"values[{key!r}]" for place, key in enumerate(keys)]
+    converted = [f"values[{key!r}] = {said[place]}" for place, key in enumerate(keys) if processed[place]]
+    beside = range(len(keys), len(processed))
+    values = [f"v{place} = row[{place}]" for place in beside]
+    others = "".join(f", {said[place] if processed[place] else f'v{place}'}" for place in beside)
+    return f"""
+def load(session, rows):
+    identity = session.identity_map
+    present, weakly, session_id = identity._dict, identity._wr, session.hash_key
+    loaded = []
+    for row in rows:
+        {"; ".join(values) or "pass"}
+        if row[{identity[0]}] is None:  # of an outer join that found none
+            loaded.append((None{others},))
+            continue
+        key = (identity_class, ({" ".join(f"row[{place}]," for place in identity)}), None)
+        if key in present and (made := identity.get(key)) is not None:
+            complete(made, row)
+        else:
+            made = new(model)
+            made.{state} = state = State(made, manager)
+            state.key = key
+            state.session_id = session_id
+            state._instance_dict = weakly
+            present[key] = state
+            values = made.__dict__
+            {", ".join((*targets, *(f"v{place}" for place in beside)))}, = row
+            {"; ".join(converted) or "pass"}
+        loaded.append((made{others},))
+    return loaded
+"""

@@ -18,6 +18,7 @@ from ibex_db_core.errors import (
     PoolExhaustedError,
     UnsafeRoleError,
 )
+from ibex_db_core.translation import translated
 from ibex_db_core.url import Address
 
 __all__ = ["Replica", "ReplicaStatus", "Replicas", "check_position"]
@@ -88,6 +89,8 @@ class Replica:
         """Leave it alone for a while."""
         self._why = why
         self._asked_at = float("-inf")
+        if self.rests:
+            return  # one outage, which others met at the same time, is one failure
         self._rests_until = time.monotonic() + self._rest
         facts = {"replica": self._address, "rest_seconds": self._rest}
         _log.warning("read replica %s is left alone for %g s: %s", self._address, self._rest, why, extra=facts)
@@ -112,8 +115,9 @@ class Replica:
 
     async def _asked(self, after: str | None, deadline: float, most_lag: float | None) -> bool:
         while True:
-            async with self.engine.connect() as connection:
-                standby, there, lag = (await connection.execute(_STATE, {"after": after or "0/0"})).one()
+            with translated():
+                async with self.engine.connect() as connection:
+                    standby, there, lag = (await connection.execute(_STATE, {"after": after or "0/0"})).one()
             if not standby:
                 # Promoted: it writes a history of its own, which must not be taken for the primary's.
                 self.failed("it is no replica: it has been promoted, or was never one")

@@ -89,6 +89,12 @@ class Scoped(Generic[T]):
         return self._org_id
 
     @property
+    def _server(self) -> object:
+        """What is remembered of a server is kept by this: the engine, as far as the session tells."""
+        session = self._session
+        return session.sync_session.bind if isinstance(session, ScopedSession) else session.get_bind()
+
+    @property
     def _table(self) -> Table:
         return cast("Table", self.model.__table__)
 

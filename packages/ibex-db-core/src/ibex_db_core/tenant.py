@@ -40,10 +40,10 @@ class _Taking(Protocol):
 def set_tenant(org_id: UUID) -> str:
     """Return the statement that names the tenant.
 
-    SET LOCAL takes no bind parameter; a UUID that we formatted ourselves is
+    SET LOCAL takes no bind parameter; a UUID that we formatted ourselves, whatever a subclass says of itself, is
     safe as a literal, and a literal also reaches the workers of a sharded engine.
     """
-    return f"SET LOCAL {TENANT_SETTING} = '{UUID(bytes=org_id.bytes)}'"
+    return f"SET LOCAL {TENANT_SETTING} = '{UUID.__str__(org_id)}'"
 
 
 OWN_ROLE = "SET LOCAL ROLE NONE"

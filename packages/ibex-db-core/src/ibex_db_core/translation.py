@@ -5,8 +5,7 @@ the values of a conflict come from the statement's own parameters.
 """
 
 import re
-from collections.abc import Generator, Iterable, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from typing import cast
 
 import asyncpg
@@ -27,6 +26,7 @@ from sqlalchemy.sql.visitors import iterate
 
 from ibex_db_core.base import Base
 from ibex_db_core.errors import (
+    UNSHOWN,
     AccessDeniedError,
     ConfigurationError,
     ConflictError,
@@ -45,6 +45,7 @@ from ibex_db_core.errors import (
     SignatureLateError,
     StatementTimeoutError,
     TenantError,
+    size_of,
 )
 
 _Told = type[
@@ -99,7 +100,7 @@ _REFUSED_LOGIN = ("28", "3D")
 
 # 22: data exceptions, the server's and the driver's own, whose messages quote the value; it may be a content.
 _QUOTES_VALUES = "22"
-_QUOTED = re.compile(r"""(?<=query argument \$\d): .*|(?<=query argument \$\d\d): .*|: ".*| ".*"(?= is )""")
+_QUOTED = re.compile(r"""(query argument \$\d+): .*|: ".*| ".*"(?= is )""", re.DOTALL)
 # PROTOCOL_ERROR_CONSUME: asyncpg has read the server's last words (FATAL), and the end of the connection not yet.
 _SAID_FAREWELL = "another operation (2) is in progress"
 
@@ -128,15 +129,24 @@ _RULE = re.compile(r'constraint "([^"]+)"')
 _OF_TABLE = re.compile(r'(?:on table|relation|for table) "([^"]+)"')
 
 
-@contextmanager
-def translated() -> Generator[None]:
-    """Raise our error for what the driver or SQLAlchemy raises in the block; what is neither's passes as it is."""
-    try:
-        yield
-    except Exception as exc:
-        if (ours := translate(exc)) is not None and ours is not exc:
+class _Translated:
+    """Has nothing of its own, so that one serves every block; a generator for each would cost 3 us."""
+
+    def __enter__(self) -> None:
+        """Do nothing."""
+
+    def __exit__(self, _kind: object, exc: BaseException | None, _trace: object) -> None:
+        """Raise our error in place of another's."""
+        if isinstance(exc, Exception) and (ours := translate(exc)) is not None and ours is not exc:
             raise ours from exc
-        raise
+
+
+_translated = _Translated()
+
+
+def translated() -> _Translated:
+    """Raise our error for what the driver or SQLAlchemy raises in the block; what is neither's passes as it is."""
+    return _translated
 
 
 def translate(exc: BaseException, parameters: Mapping[str, object] | None = None) -> IbexError | None:
@@ -243,7 +253,7 @@ def _from_driver(
         return ConfigurationError(f"{said}: check user, password and database of the URL [{state}]")
     kind, way_out = _BY_STATE.get(state, (DatabaseError, "see the cause"))
     if state.startswith(_QUOTES_VALUES):
-        said = _QUOTED.sub("", said)
+        said = _QUOTED.sub(r"\1", said)
     constraint = cast("str | None", getattr(driver, "constraint_name", None))
     table = cast("str | None", getattr(driver, "table_name", None))
     if constraint is None and state.startswith("23") and (found := _RULE.search(said)):
@@ -258,7 +268,7 @@ def _from_driver(
         if kind is ConflictError and parameters:
             columns = _columns_of_unique_key(table, constraint)
             values = {name: parameters[name] for name in columns if name in parameters}
-    shown = ", ".join(f"{name}={_short(value)}" for name, value in values.items() if name != "org_id")
+    shown = ", ".join(f"{name}={_short(name, value)}" for name, value in values.items() if name != "org_id")
     message = f"{said}{f' with {shown}' if shown else ''}; {way_out} [{state}]"
     return kind(message, constraint=constraint, table=table, values=values, sqlstate=state)
 
@@ -334,7 +344,7 @@ def _mentioned(table: Table, sql: str) -> list[str]:
     return [word for word in re.findall(r"\w+", sql) if word in table.columns]
 
 
-def _short(value: object) -> str:
-    """Show a value in a line of text: of a batch's thousand values, the first few."""
-    shown = str(value)
+def _short(name: str, value: object) -> str:
+    """Show a value in a line of text: of a batch's thousand values, the first few; of what none shows, the size."""
+    shown = size_of(value) if name in UNSHOWN else str(value)
     return shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}..."

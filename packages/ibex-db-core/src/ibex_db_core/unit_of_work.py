@@ -4,6 +4,7 @@ import asyncio
 import random
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar, cast
 from uuid import UUID
 
@@ -18,6 +19,7 @@ from ibex_db_core.errors import (
     DatabaseError,
     DeadlockError,
     SerializationError,
+    TenantError,
     TransientError,
 )
 from ibex_db_core.lending import commit, hang_up, lend, under_way
@@ -40,16 +42,22 @@ _SECONDS = 30.0
 _PATIENCE = (0.0, 0.0, 0.01, 0.1, 1.0)
 
 
-@asynccontextmanager
-async def transaction(
+def transaction(
     engines: Engines, session: ScopedSession, *, read_only: bool = False
-) -> AsyncGenerator[ScopedSession]:
+) -> AbstractAsyncContextManager[ScopedSession]:
     """Give the session for one transaction: commit on success, rollback on an exception.
 
     Raises:
         UnsafeRoleError: the login could read past the policies.
         CommitUnknownError: the connection broke during COMMIT.
     """
+    if watch_of(session) is None:
+        return _Transacted(session, engines=engines)
+    return _told(engines, session, read_only=read_only)
+
+
+@asynccontextmanager
+async def _told(engines: Engines, session: ScopedSession, *, read_only: bool) -> AsyncGenerator[ScopedSession]:
     await engines.ready()
     async with _watched(session, read_only=read_only) as opened:
         yield opened
@@ -124,30 +132,69 @@ def _watched(
 ) -> AbstractAsyncContextManager[ScopedSession]:
     watch = watch_of(session)
     if watch is None:
-        return _transacted(session, None)
+        return _Transacted(session)
     return _seen(session, watch.unit(session, read_only=read_only, replica=replica))
 
 
 @asynccontextmanager
 async def _seen(session: ScopedSession, unit: "Unit") -> AsyncGenerator[ScopedSession]:
     with unit:
-        async with _transacted(session, unit) as opened:
+        async with _Transacted(session, unit=unit) as opened:
             yield opened
 
 
-@asynccontextmanager
-async def _transacted(session: ScopedSession, unit: "Unit | None") -> AsyncGenerator[ScopedSession]:
-    sync = cast("SyncScopedSession", session.sync_session)
-    try:
-        with translated():
-            # Check a connection out here, so that an exhausted pool or an
-            # absent server is told at the door.  BEGIN goes with the first statement.
-            if unit is not None:
-                await unit.connect()
-            elif not await lend(session):
-                await session.connection()
+class _Transacted(AbstractAsyncContextManager[ScopedSession]):
+    """The transaction of a block; a class, for three generators around every search cost it a twentieth.
+
+    Args:
+        session: which serves this block and no other.
+        engines: whose login is verified first.
+        unit: what is told of it.
+    """
+
+    def __init__(self, session: ScopedSession, *, engines: Engines | None = None, unit: "Unit | None" = None) -> None:
+        self._session = session
+        self._sync = cast("SyncScopedSession", session.sync_session)
+        self._engines = engines
+        self._unit = unit
+        self._entered = False
+
+    async def __aenter__(self) -> ScopedSession:
+        """Check a connection out, so that an exhausted pool or an absent server is told at the door.
+
+        BEGIN goes with the first statement.
+        """
+        if self._entered:
+            raise TenantError("this db.tenant() or db.platform() block was entered before: open another one")
+        self._entered = True
+        if self._engines is not None:
+            await self._engines.ready()
         try:
-            yield session
+            with translated():
+                if self._unit is not None:
+                    await self._unit.connect()
+                elif not await lend(self._session):
+                    await self._session.connection()
+        except BaseException:
+            await self._leave()
+            raise
+        return self._session
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Commit, or roll back."""
+        try:
+            if exc is None:
+                await self._commit()
+            else:
+                await _undo(self._session, exc)
+        finally:
+            await self._leave()
+
+    async def _commit(self) -> None:
+        session, sync = self._session, self._sync
+        try:
             if under_way(sync):
                 raise DatabaseError(
                     "a statement of this session is still under way in another task: await that task inside the "
@@ -168,13 +215,14 @@ async def _transacted(session: ScopedSession, unit: "Unit | None") -> AsyncGener
                 "look before doing it again",
                 sqlstate=exc.sqlstate,
             ) from exc
-        if unit is not None:
-            unit.committed()
-    finally:
-        if sync.in_transaction():
-            await asyncio.shield(asyncio.create_task(_close(session)))  # for the connection has to be given back
+        if self._unit is not None:
+            self._unit.committed()
+
+    async def _leave(self) -> None:
+        if self._sync.in_transaction():
+            await asyncio.shield(asyncio.create_task(_close(self._session)))  # the connection has to be given back
         else:
-            sync.close()  # nothing is sent
+            self._sync.close()  # nothing is sent
 
 
 async def _undo(session: ScopedSession, exc: BaseException) -> None:

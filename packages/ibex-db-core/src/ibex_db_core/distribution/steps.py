@@ -5,6 +5,7 @@ gone on with, and of a database that is distributed the plan is empty.  Each is 
 """
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -354,9 +355,15 @@ def _parent(state: cluster.State, name: str, table: str) -> str:
     return state.foreign_keys.get((name, table), ("", ""))[0].rpartition(".")[2]
 
 
-_FLOORS_THERE = """SELECT coalesce(json_agg(c.relname || ' ' || p.polpermissive::text), '[]') FROM pg_policy p
-    JOIN pg_class c ON c.oid = p.polrelid
-    WHERE c.relnamespace = to_regnamespace('ibex_core') AND p.polname LIKE '%floor'"""
+# Of one node: each table and each shard of these names, with its floor, as the catalog has it.
+_FLOORS_THERE = """SELECT coalesce(json_object_agg(c.relname, ARRAY(
+    SELECT p.polcmd::text || p.polpermissive::text || ARRAY(
+        SELECT r.rolname::text FROM pg_roles r WHERE r.oid = ANY (p.polroles) ORDER BY 1)::text
+        || coalesce(pg_get_expr(p.polqual, p.polrelid), '') || coalesce(pg_get_expr(p.polwithcheck, p.polrelid), '')
+      FROM pg_policy p WHERE p.polrelid = c.oid AND p.polname ~ '_floor$')), '{{}}')
+    FROM pg_class c WHERE c.relnamespace = to_regnamespace('{schema}') AND c.relkind IN ('r', 'p')
+     AND c.relname ~ '^({names})(_[0-9]{{6,}})?$'"""
+_NUMBER = re.compile(r"_[0-9]{6,}$")
 
 
 def _floors(connection: Connection, models: MetaData, state: cluster.State, _shards: int) -> Iterator[Step]:
@@ -364,12 +371,11 @@ def _floors(connection: Connection, models: MetaData, state: cluster.State, _sha
         *(table for table in models.sorted_tables if table.name == profile.REFERENCE),
         *profile.distributed(models),
     ]
-    told = cluster.everywhere(connection, _FLOORS_THERE)
-    if state.begun and not any(said.endswith(" true") for there in told for said in there):
-        lacking = []
-    else:
+    query = _FLOORS_THERE.format(schema=SCHEMA, names="|".join(table.name for table in tables))
+    own = cast("Mapping[str, object]", json.loads(str(connection.exec_driver_sql(f"SELECT ({query})::text").scalar())))
+    floors = [one for there in (own, *cluster.everywhere(connection, query)) for one in there.items()]
+    if not state.begun or any(floor != own.get(_NUMBER.sub("", name)) for name, floor in floors):
         lacking = [(table, policy) for table in tables for policy in _restrictive(table)]
-    if lacking:
         yield Step(
             "Floors under the policies of every shard",
             "Citus makes shards without AS RESTRICTIVE, and so a second policy, added by mistake, would open them",

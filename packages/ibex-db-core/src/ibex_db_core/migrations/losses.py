@@ -62,7 +62,7 @@ _DROP_COLUMN = re.compile(
     rf"^\s*DROP\s+(?!CONSTRAINT\b)(?:COLUMN\s+)?{_IF}(?P<column>{_PART})\s*(?:RESTRICT|CASCADE)?\s*$", re.IGNORECASE
 )
 _RETYPE = re.compile(
-    rf"^\s*ALTER\s+(?:COLUMN\s+)?(?P<column>{_PART})\s+(?:SET\s+DATA\s+)?TYPE\s+(?P<type>.*?)(?:\s+COLLATE\s.*)?"
+    rf"^\s*ALTER\s+(?:COLUMN\s+)?(?P<column>{_PART})\s+(?:SET\s+DATA\s+)?TYPE\s+(?P<type>.*?)(?:\s+COLLATE\s+{_NAME})?"
     r"(?P<using>\s+USING\s.*)?$",
     re.IGNORECASE | re.DOTALL,
 )

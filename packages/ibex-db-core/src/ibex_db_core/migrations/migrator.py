@@ -130,8 +130,10 @@ class Migrator:
     async def losses(self, revision: str = "heads", *, down: bool = False) -> list[str]:
         """Return what an upgrade, or a downgrade, would destroy, one line each; asks only for sizes.
 
+        Waits while a migration runs in this process, on whichever database.
+
         Raises:
-            MigrationError: there is no such revision, or a migration is running in this process.
+            MigrationError: there is no such revision.
         """
         from ibex_db_core.migrations import moving
 

@@ -20,6 +20,7 @@ from ibex_db_core.migrations import moving, runner
 from ibex_db_core.migrations.plans import MODES, MigrationPlan, PlannedRevision, PlannedStatement, TableLock
 from ibex_db_core.migrations.waiting import Holder
 from ibex_db_core.provisioning import Cluster
+from ibex_db_core.translation import translated
 from ibex_db_core.url import parse
 
 __all__ = ["plan"]
@@ -129,13 +130,15 @@ async def _copy(scratch: str | None) -> AsyncGenerator[AsyncEngine]:
 @asynccontextmanager
 async def _database(cluster: Cluster) -> AsyncGenerator[AsyncEngine]:
     name = f"ibex_dry_run_{uuid4().hex[:12]}"
-    await cluster.create_database(name)
+    with translated():
+        await cluster.create_database(name)
     engine = create_engine(parse(cluster.url(name)), EngineSettings().for_migrations())
     try:
         yield engine
     finally:
         await engine.dispose()
-        await cluster.drop_database(name)
+        with translated():
+            await cluster.drop_database(name)
 
 
 def _bring(connection: Connection, script: ScriptDirectory, heads: Sequence[str]) -> None:

@@ -72,8 +72,10 @@ async def watched(engine: AsyncEngine, pid: int, lock_timeout: float, seen: Wait
         yield
     finally:
         watcher.cancel()
-        with suppress(asyncio.CancelledError):
-            await watcher
+        # The task itself is not awaited: its being cancelled could not be told from the caller's.
+        await asyncio.wait([watcher])
+        if not watcher.cancelled():
+            watcher.result()
 
 
 async def _watch(engine: AsyncEngine, pid: int, lock_timeout: float, seen: Waiting) -> None:

@@ -17,6 +17,8 @@ from ibex_db_core.errors import UNSHOWN, IbexError, InvalidInputError, size_of
 __all__ = ["Redaction", "redact"]
 
 # In the order in which they are applied: what Postgres and SQLAlchemy quote may hold any of the others.
+# A text may be of any length, and whoever wrote it may wish us ill: where a pattern begins to match and does not end,
+# it takes the rest (which was cut off), or is stopped by its next beginning, so that none reads a text twice.
 _PATTERNS: Sequence[tuple[re.Pattern[str], str]] = (
     # SQLAlchemy, and Postgres in its fields after the first line.
     (re.compile(r"\[parameters: .*?(?=\n\(Background on this error|\Z)", re.DOTALL), "[parameters: removed]"),
@@ -24,10 +26,13 @@ _PATTERNS: Sequence[tuple[re.Pattern[str], str]] = (
         re.compile(r"(DETAIL|CONTEXT|QUERY|INTERNAL QUERY):\s.*?(?=\n(?:HINT|\(Background|\[SQL)|\Z)", re.DOTALL),
         r"\1: removed",
     ),
-    (re.compile(r"Failing row contains \(.*\)", re.DOTALL), "Failing row contains (removed)"),
-    (re.compile(r"\bKey \(([^)]*)\)=\(.*?\)(?= (?:already|is|conflicts)|$)", re.DOTALL), r"Key (\1)=(removed)"),
+    (re.compile(r"Failing row contains \((?:.*\)|.*)", re.DOTALL), "Failing row contains (removed)"),
     (
-        re.compile(r"(invalid input syntax for [^:]*|invalid input for query argument \$\d+): .*", re.DOTALL),
+        re.compile(r"\bKey \(((?:[^()]++|\([^()]*+\))*+)\)=\(.*?(?:\)(?= (?:already|is|conflicts))|\Z)", re.DOTALL),
+        r"Key (\1)=(removed)",
+    ),
+    (
+        re.compile(r"(invalid input syntax for [^:]{0,200}|invalid input for query argument \$\d+): .*", re.DOTALL),
         r"\1: removed",
     ),
     # A token (ibex_db_tenancy.tokens.TOKEN_PATTERN; whatever is longer too), and the hashes of tokens and contents.
@@ -41,7 +46,7 @@ _PATTERNS: Sequence[tuple[re.Pattern[str], str]] = (
     ),
     # Eight numbers in a row are a vector, whatever it is written in; and one that was cut off.
     (
-        re.compile(r"[\[({]\s*(?:[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?[,\s]+){7}[^\])}]*[\])}]?", re.IGNORECASE),
+        re.compile(r"[\[({]\s*(?:[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:e[-+]?\d+)?[,\s]+){7}[^\])}]*[\])}]?", re.IGNORECASE),
         "(vector removed)",
     ),
 )

@@ -1,7 +1,7 @@
 """Units of work, as they are told: one transaction, or one with its attempts."""
 
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from time import perf_counter
 from typing import TYPE_CHECKING, Self
 from uuid import UUID
@@ -86,8 +86,11 @@ class Unit:
             self._span.set_attribute("ibex.rows.written", self.tally.written)
         self._watch.tell("ibex.transaction.duration", seconds, {**labels, "ibex.read_only": self._read_only})
         if UNIT.get() is self.tally:
-            UNIT.reset(self._outer)
-            context.detach(self._token)
+            # Of a child of its task, as asyncio.wait_for() makes one before Python 3.12, the context is a copy: there
+            # is nothing to go back to, and it ends with the child.
+            with suppress(ValueError):
+                UNIT.reset(self._outer)
+                context.detach(self._token)
         # Else it is left in another task than it was entered in, whose context is its own.
         self._span.end()
 

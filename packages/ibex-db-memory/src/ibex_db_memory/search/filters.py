@@ -4,6 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime
 from enum import StrEnum
+from itertools import compress
+from operator import attrgetter
 from typing import TypeVar, cast
 from uuid import UUID
 
@@ -12,6 +14,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 
 from ibex_db_core import validation
 from ibex_db_core.errors import InvalidInputError
+from ibex_db_core.frozen import opened
 from ibex_db_core.types import JsonObject
 from ibex_db_memory.drafts import check_tags
 from ibex_db_memory.models import Memory, MemoryCategory, MemorySource, MemoryStatus, MemoryTag
@@ -80,7 +83,7 @@ class Filters:
             validation.moment("created_before", created_before)
         if valid_at is not None:
             validation.moment("valid_at", valid_at)
-        return cls(
+        made = _Open(
             agents=_agents(agent_id),
             session_id=None if session_id is None else validation.uuid("session_id", session_id),
             categories=_members("categories", MemoryCategory, categories),
@@ -101,25 +104,31 @@ class Filters:
             include_expired=include_expired,
             include_deleted=include_deleted,
         )
+        made.__class__ = cls
+        return made
 
     @property
     def shape(self) -> frozenset[str]:
         """The names of the filters that are present."""
-        return frozenset(name for name in _NAMES if getattr(self, name) not in (None, False))
+        return frozenset(compress(_NAMES, _given(self)))
 
     @property
-    def parameters(self) -> Mapping[str, object]:
+    def parameters(self) -> dict[str, object]:
         """The values of the filters that are present, by bind name."""
         found: dict[str, object] = {}
-        for name in (self.shape & CONDITIONS.keys()) - {"unnamed_model"}:
-            value = getattr(self, name)
-            found[f"f_{name}"] = list(cast("tuple[object, ...]", value)) if isinstance(value, tuple) else value
+        for name in compress(_NAMES, _given(self)):
+            if name in _BOUND:
+                value = getattr(self, name)
+                found[f"f_{name}"] = list(cast("tuple[object, ...]", value)) if isinstance(value, tuple) else value
         if self.tags_all is not None:
             found["f_tags_all_count"] = len(self.tags_all)
         return found
 
 
 _NAMES = tuple(entry.name for entry in fields(Filters))
+# None and False leave a filter out; so may what excludes nothing: metadata that contains {}, a confidence of 0 or more.
+_given = attrgetter(*_NAMES)
+_Open = opened(Filters)
 
 
 def conditions(shape: frozenset[str]) -> Sequence[ColumnElement[bool]]:
@@ -175,6 +184,7 @@ CONDITIONS: Mapping[str, ColumnElement[bool]] = {
     "embedding_model": Memory.embedding_model == bindparam("f_embedding_model"),
     "unnamed_model": Memory.embedding_model.is_(None),
 }
+_BOUND = CONDITIONS.keys() - {"unnamed_model"}
 # What holds unless the filter of that name is present.
 UNLESS: Mapping[str, ColumnElement[bool]] = {
     "statuses": Memory.status == literal_column("'active'", Text()),

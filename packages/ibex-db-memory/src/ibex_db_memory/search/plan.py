@@ -10,6 +10,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Generic, Protocol, TypeVar
 from uuid import UUID
 from weakref import WeakKeyDictionary
@@ -87,7 +88,9 @@ _by_engine: "WeakKeyDictionary[object, ScopeSizes]" = WeakKeyDictionary()
 
 def sizes_for(bind: object) -> ScopeSizes:
     """Return the sizes that are remembered for an engine; they go when it goes."""
-    return _by_engine.setdefault(bind, ScopeSizes())
+    if (found := _by_engine.get(bind)) is None:
+        found = _by_engine[bind] = ScopeSizes()
+    return found
 
 
 class _Indexed(Protocol):
@@ -102,8 +105,13 @@ class _Indexed(Protocol):
 def decide(size: int, space: _Indexed | None = None) -> Plan:
     """Choose by a scope's size, and by whether the vectors have an index at all."""
     if size <= EXACT_UP_TO:
-        return Plan(exact=True, reason=f"{size} rows in scope, at most {EXACT_UP_TO}", scope_rows=size)
+        return _small(size)
     if space is not None and not space.indexed:
         reason = f"more than {EXACT_UP_TO} rows in scope, but vectors of {space.dimensions} dimensions have no index"
         return Plan(exact=True, reason=reason, scope_rows=size)
     return Plan(exact=False, reason=f"more than {EXACT_UP_TO} rows in scope", scope_rows=size)
+
+
+@lru_cache(_REMEMBERED)
+def _small(size: int) -> Plan:
+    return Plan(exact=True, reason=f"{size} rows in scope, at most {EXACT_UP_TO}", scope_rows=size)

@@ -1,6 +1,6 @@
 """The one statement of a vector search, and what it returns."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, cast, overload
@@ -8,6 +8,7 @@ from typing import Any, cast, overload
 from sqlalchemy import Integer, Select, Uuid, bindparam, func, literal_column, select
 from sqlalchemy.orm import aliased, defer
 
+from ibex_db_core.frozen import opened
 from ibex_db_memory.models import Memory
 from ibex_db_memory.search import spaces
 from ibex_db_memory.search.filters import conditions
@@ -36,6 +37,20 @@ class Hit:
     lexical: float | None = None
     parts: "HitParts | None" = None
     version_num: int | None = None
+
+
+_Open = opened(Hit)
+
+
+def nearest_first(rows: Iterable[tuple[Memory, float]]) -> list[Hit]:
+    """Return the hits of memories and their cosine distances."""
+    hits: list[Hit] = []
+    for memory, distance in rows:
+        similarity = 1.0 - distance
+        hit = _Open(memory, similarity, similarity)
+        hit.__class__ = Hit
+        hits.append(hit)
+    return hits
 
 
 @dataclass(frozen=True, slots=True)

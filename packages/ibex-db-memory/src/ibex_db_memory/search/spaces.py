@@ -136,7 +136,9 @@ _by_engine: "WeakKeyDictionary[object, Beliefs]" = WeakKeyDictionary()
 
 def beliefs_of(bind: object) -> Beliefs:
     """Return what is believed of an engine's organizations; it goes when the engine goes."""
-    return _by_engine.setdefault(bind, Beliefs())
+    if (found := _by_engine.get(bind)) is None:
+        found = _by_engine[bind] = Beliefs()
+    return found
 
 
 ORG = bindparam("org_id", type_=Uuid())

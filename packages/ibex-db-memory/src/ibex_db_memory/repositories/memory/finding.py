@@ -256,10 +256,10 @@ class Finding(Past):
     async def _scan(
         self, space: Space, embedding: Vector, filters: Filters, limit: int, *, exact: bool
     ) -> Sequence[Hit]:
-        parameters = {"org_id": self._tenant, "query": embedding, "limit": limit, **filters.parameters}
+        parameters = {"org_id": self._tenant, "query": embedding, "limit": limit}
+        parameters |= filters.parameters | space.parameters
         statement = query.statement(filters.shape, exact=exact, beside=space.beside)
-        rows = await self._rows(statement, {**parameters, **space.parameters})
-        return [Hit(memory, 1.0 - distance, 1.0 - distance) for memory, distance in rows]
+        return query.nearest_first(await self._rows(statement, parameters))
 
     async def _scope_size(self, filters: Filters) -> int:
         async def count() -> int:
@@ -269,4 +269,4 @@ class Finding(Past):
             statement = query.scope_size(by_agent=filters.agents is not None)
             return cast("int", (await self._rows(statement, parameters))[0][0])
 
-        return await sizes_for(self._session.get_bind()).get((self._tenant, filters.agents), count)
+        return await sizes_for(self._server).get((self._tenant, filters.agents), count)

@@ -81,7 +81,7 @@ class Spaces(BaseRepository[Memory]):
 
     @property
     def _beliefs(self) -> Beliefs:
-        return beliefs_of(self._session.get_bind())
+        return beliefs_of(self._server)
 
     async def _space_now(self, *, hold: bool = False) -> Space:
         """Ask for the space, and believe it from now on.

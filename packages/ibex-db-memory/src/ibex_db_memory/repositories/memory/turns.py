@@ -29,8 +29,8 @@ _PATIENCE_SECONDS = 1.0
 
 _MINE = "ibex_turn"
 
-Row = tuple[UUID, UUID]
-"""An organization, and a memory of it."""
+Row = tuple[int, int]
+"""An organization and a memory of it, their UUIDs as numbers: those have a hash of their own, not one in Python."""
 
 
 @dataclass(eq=False)
@@ -59,7 +59,8 @@ async def take(session: AsyncSession, org_id: UUID, idents: Iterable[UUID]) -> N
         return
     loop = asyncio.get_running_loop()
     lines = _by_engine.setdefault(session.get_bind(), WeakValueDictionary())
-    rows = {(org_id, ident) for ident in idents}
+    org = org_id.int
+    rows = {(org, ident.int) for ident in idents}
     # Of another loop, as of another process: Postgres keeps those apart.
     before = {turn.over for row in rows if (turn := lines.get(row)) is not None and turn.over.get_loop() is loop}
     mine = cast("_Turn | None", session.info.get(_MINE))

@@ -125,7 +125,8 @@ class Usage(BaseRepository[Memory]):
             return 0
         await turns.take(self._session, self._tenant, idents)
         rows = await self._rows(statement, {"org_id": self._tenant, "ids": idents, **parameters})
-        keys = [identity_key(Memory, (self._tenant, ident)) for ident, *_ in rows]
+        kind, _, token = identity_key(Memory, (self._tenant, idents[0]))  # but for the id, all are the same
+        keys = [(kind, (self._tenant, ident), token) for ident, *_ in rows]
         note_written(self._session, keys)
         for key, (_, *values) in zip(keys, rows, strict=True):
             loaded = self._session.identity_map.get(key)

@@ -148,7 +148,7 @@ class Wording(Spaces):
 
         if fresh:
             return await count()
-        return await lexical.corpora_for(self._session.get_bind()).get((self._tenant, filters.agents), count)
+        return await lexical.corpora_for(self._server).get((self._tenant, filters.agents), count)
 
 
 def _narrowed(filters: Filters, space: Space) -> Filters:
@@ -158,7 +158,8 @@ def _narrowed(filters: Filters, space: Space) -> Filters:
 
 def _refuse_mixed_models(hits: Hits) -> None:
     """Similarities of two models do not compare; silence would only look like an answer."""
-    models = {hit.memory.embedding_model for hit in hits if hit.similarity is not None}
+    # Of what was just loaded: asking each attribute as the mapper has it costs a hundredth of the search.
+    models = {vars(hit.memory).get("embedding_model") for hit in hits if hit.similarity is not None}
     if len(models) > 1:
         named = ", ".join(sorted(str(model) for model in models))
         raise InvalidInputError(
