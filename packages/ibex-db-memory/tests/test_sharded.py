@@ -5,14 +5,15 @@ from typing import Any, cast
 from uuid import uuid4
 
 import pytest
-from sqlalchemy import Insert, Table
-from sqlalchemy.dialects.postgresql import asyncpg
+from sqlalchemy import Insert, Table, dialects
+from sqlalchemy.dialects.postgresql.base import PGDialect
 
 from ibex_db_memory import Memory, MemoryTag, MemoryVersion
 from ibex_db_memory.repositories.memory import sharded
 
 MOST = 32_767
 ROWS = 12_000
+_DIALECT: PGDialect = dialects.registry.load("postgresql.asyncpg")()
 
 
 class Sent:
@@ -22,7 +23,7 @@ class Sent:
         self.parameters: list[int] = []
 
     async def __call__(self, statement: Insert) -> "Sent":
-        self.parameters.append(len(statement.compile(dialect=asyncpg.dialect()).params))
+        self.parameters.append(len(statement.compile(dialect=_DIALECT).params))
         return self
 
     def all(self) -> list[Any]:

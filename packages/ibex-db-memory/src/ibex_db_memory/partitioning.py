@@ -71,9 +71,10 @@ async def repartition(
 ) -> RepartitionStatus:
     """Lay memories into another number of partitions, while services read and write; again after a crash: go on.
 
-    Services wait only where the copy begins, for a moment, and where it takes over: whoever reads or writes memories, or
-    writes sessions and agents, for as long as the keys superseded_by and merged_into, and those of memory_vectors, are
-    proved once, which grows with the number of partitions.  Each write of a memory is made twice while it lasts.
+    Services wait only where the copy begins, for a moment, and where it takes over: whoever reads or writes memories,
+    agents, sessions, organizations, or what points at memories, for as long as the keys superseded_by and merged_into,
+    and those of memory_vectors, are proved, which grows with the number of partitions.  Each write of a memory is made
+    twice while it lasts.
 
     Args:
         migrator: of the owner's login: ``async with db.migrator() as migrator``.
