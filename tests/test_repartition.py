@@ -6,6 +6,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 from uuid import UUID, uuid4
@@ -236,6 +238,97 @@ async def test_killed_in_any_stage_the_next_run_goes_on(made: Made, stage: str) 
         assert await migrator.check() == []
         assert (await repartition_status(migrator)).unvalidated == 0
     assert await _asked(url, "SELECT count(*) FROM ibex_core.memories") == [90]
+
+
+async def test_an_index_that_is_dropped_while_a_copy_waits_does_not_come_back(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, db = await made(2)
+    await _fill(db, await organizations(db, 1), 5)
+    for index in ("whole_idx", "half_idx"):
+        await _asked(url, f"CREATE INDEX {index} ON ibex_core.memories (org_id, source)")
+    await _interrupted(db, monkeypatch, "_verify")
+    # As a build that was killed leaves it: one partition's, and no parent.
+    await _asked(url, "DROP INDEX ibex_core.next_half_idx")
+    await _asked(url, "CREATE INDEX next_half_idx_p01 ON ibex_core.memories_next_p01 (org_id, source)")
+    for index in ("whole_idx", "half_idx"):
+        await _asked(url, f"DROP INDEX ibex_core.{index}")
+
+    async with db.migrator() as migrator:
+        await repartition(migrator, 4)
+
+        assert await migrator.check() == []
+    assert await _asked(url, "SELECT relname FROM pg_class WHERE relname ~ '(whole|half)_idx'") == []
+
+
+async def test_the_dry_run_says_what_the_command_would_do(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    url, db = await made(2)
+    await _fill(db, await organizations(db, 1), 5)
+    await _interrupted(db, monkeypatch, "_verify")
+
+    assert "refused: a copy in 4 partitions is under way" in (told := await _dry(url, 8))
+    assert "--partitions 4 goes on with it" in told
+    assert "It would go on to copy" in await _dry(url, 4)
+    with monkeypatch.context() as patch:
+        patch.setattr(partitioning, "_validate", _ended)
+        async with db.migrator() as migrator:
+            with pytest.raises(MigrationError, match="ended"):
+                await repartition(migrator, 4)
+            keys = (await repartition_status(migrator)).unvalidated
+    assert keys > 0
+    assert f"It would validate {keys} foreign keys" in await _dry(url, 4)
+    assert f"Validated {keys} foreign keys" in await _dry(url, 4, dry=False)
+    assert "Nothing to do" in await _dry(url, 4)
+
+
+async def _ended(*_: object) -> None:
+    raise MigrationError("here the process ended")
+
+
+async def _dry(url: str, partitions: int, *, dry: bool = True) -> str:
+    command = [sys.executable, "-m", "ibex_db_core.cli", "repartition", "--partitions", str(partitions), "--url", url]
+    command += ["--dry-run"] if dry else []
+    done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, check=True, timeout=300)
+    return " ".join(done.stdout.split())
+
+
+async def test_patience_begins_where_a_lock_is_first_met(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Building takes longer than patience; then a writer holds a partition of the copy until it is asked for again."""
+    url, db = await made(2)
+    await _fill(db, await organizations(db, 1), 10)
+    patience = 0.4
+    state: Callable[..., bool | None] = getattr(online, "_state")  # noqa: B009 - as monkeypatch names it
+    held, free = threading.Event(), threading.Event()
+
+    async def write() -> None:
+        connection = await asyncpg.connect(url)
+        async with connection.transaction():
+            await connection.execute("UPDATE ibex_core.memories SET retrieval_count = 1")
+            held.set()
+            await asyncio.to_thread(free.wait, 60)
+        await connection.close()
+
+    writer = threading.Thread(target=lambda: asyncio.run(write()))
+
+    def built(connection: Connection, schema: str, name: str, table: str) -> bool | None:
+        if table == "memories_next":  # all of its partitions have the index, and it takes it in a moment
+            if not held.is_set():
+                time.sleep(2 * patience)
+                writer.start()
+                assert held.wait(60)
+            else:
+                free.set()
+                writer.join()
+        return state(connection, schema, name, table)
+
+    monkeypatch.setattr(online, "_state", built)
+    try:
+        async with db.migrator() as migrator:
+            status = await repartition(migrator, 3, patience=patience)
+    finally:
+        free.set()
+
+    assert (status.partitions, status.copying_to) == (3, None)
 
 
 async def test_another_number_must_wait_and_bad_ones_are_refused(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:

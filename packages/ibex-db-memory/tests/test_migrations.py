@@ -10,7 +10,7 @@ from sqlalchemy import CheckConstraint, text
 
 from ibex_db_core.base import Base
 from ibex_db_core.database import Database
-from ibex_db_core.errors import AccessDeniedError, MigrationError
+from ibex_db_core.errors import AccessDeniedError, MigrationBlockedError, MigrationError
 from ibex_db_core.migrations import Migrator
 from ibex_db_core.tenant import ScopedSession
 from ibex_db_core.testing import TestDatabase
@@ -76,6 +76,7 @@ async def test_up_and_down_and_up_again(ibex_db: Database) -> None:
             "memory_0009",
             "memory_0010",
             "memory_0011",
+            "memory_0012",
         ]
 
         assert await migrator.check() == []
@@ -244,7 +245,7 @@ async def test_words_are_found_by_an_index_at_each_step_to_the_new_one_and_back(
             assert await _said(ibex_db, home) == ["Likes tea."], revision
             if revision != "memory_0009":  # which comes down without the old index, and searches the new one
                 assert "memories_search_vector_idx" in await _plan(owner, expressions[False])
-        for revision in ("memory_0007", "memory_0008", "memory_0009", "memory_0010", "memory_0011"):
+        for revision in ("memory_0007", "memory_0008", "memory_0009", "memory_0010", "memory_0012"):
             await migrator.upgrade(revision)
             new = "memories_word_keys" in await owner.fetchval(body)
             assert new == (revision >= "memory_0009")
@@ -298,6 +299,53 @@ async def test_a_build_that_died_can_be_taken_back_and_a_way_back_that_died_can_
         assert all(name.startswith("memories_search_vector_idx") for name in left)
         await migrator.upgrade()
         assert await migrator.check() == []
+
+
+# -- indexes that are hidden from those who ask by id
+
+_OPEN = """
+SELECT c.relname FROM pg_class c WHERE c.relkind IN ('i', 'I') AND c.relname ~
+    '^(memories_agent_id|memories_created_at|sessions_agent_id|memory_tags_tag|memory_relationships_target)_idx'
+"""
+_HIDDEN = """
+SELECT count(*) FROM pg_index x JOIN pg_class c ON c.oid = x.indexrelid WHERE x.indisvalid AND c.relname ~
+    '^(memories_by_agent|memories_newest|sessions_by_agent|memory_tags_by_tag|memory_relationships_by_target)_idx'
+"""
+_AGENTS_OF_P03 = """
+SET ROLE ibex_owner;
+DROP INDEX ibex_core.memories_agent_id_idx;
+CREATE INDEX memories_agent_id_idx_p03 ON ibex_core.memories_p03 (org_id, agent_id);
+RESET ROLE
+"""
+_OF_ALL_TABLES = 2 * (16 + 1) + 3
+
+
+async def test_a_way_back_to_open_indexes_that_died_can_be_left_or_run_again(
+    ibex_test_database: TestDatabase, ibex_db: Database, owner: asyncpg.Connection
+) -> None:
+    url = ibex_test_database.cluster.url(ibex_test_database.name).render_as_string(hide_password=False)
+    reader = await asyncpg.connect(url)
+
+    async with ibex_db.migrator() as migrator:
+        for again in (True, False):
+            async with reader.transaction():
+                await reader.execute("LOCK TABLE ONLY ibex_core.memories IN ACCESS SHARE MODE")
+                with pytest.raises(MigrationBlockedError):
+                    await migrator.downgrade("memory_0010", lock_timeout=0.3, attempts=1)
+            assert len(await owner.fetch(_OPEN)) == _OF_ALL_TABLES
+            assert await owner.fetchval(_HIDDEN) == _OF_ALL_TABLES
+            # As a build that was killed in a partition leaves it.
+            await owner.execute(_AGENTS_OF_P03)
+            await owner.execute(_HALF.format("memories_agent_id_idx_p03"))
+            if again:
+                await migrator.downgrade("memory_0010")
+                assert await owner.fetchval(_HIDDEN) == 0
+            await migrator.upgrade()
+
+            assert await owner.fetch(_OPEN) == []
+            assert await owner.fetchval(_HIDDEN) == _OF_ALL_TABLES
+            assert await migrator.check() == []
+    await reader.close()
 
 
 # -- who locks what first
@@ -355,7 +403,7 @@ async def test_no_revision_holds_a_partition_while_it_waits_for_memories(
         assert await migrator.check() == []
     await reader.close()
 
-    assert waited >= {"memory_0009", "memory_0009 back", "memory_0010", "memory_0011", "memory_0011 back"}
+    assert waited >= {"memory_0009", "memory_0009 back", "memory_0010", "memory_0011 back", "memory_0012"}
     assert waited >= {"memory_0005", "memory_0002 back"}
 
 

@@ -16,7 +16,7 @@ from homes import Home, neighbour_of
 from sqlalchemy import text
 
 from ibex_db_core.database import Database
-from ibex_db_memory import MemoryRepository, Session, SessionRepository
+from ibex_db_memory import EMBEDDING_DIMENSIONS, MemoryRepository, Session, SessionRepository, TagCount
 
 ROWS = 600
 # Rows and entries that are read for one that is asked for: it, what points at it, what it points at.
@@ -215,6 +215,43 @@ async def test_a_batch_reads_the_organization_once_at_most(
         pytest.skip("before 17 expired twins are looked for in the whole organization")
 
     assert await read_by(ibex_db, owner, late, work) <= ROWS + ASKED * A_HANDFUL
+
+
+async def _expire_due(memories: MemoryRepository, _ids: list[UUID]) -> None:
+    assert await memories.expire_due() == ROWS
+
+
+async def _tags_all(memories: MemoryRepository, _ids: list[UUID]) -> None:
+    found = await memories.search(embedding=[1.0] * EMBEDDING_DIMENSIONS, tags_all=["row"], limit=ASKED)
+    assert len(found) == ASKED
+
+
+async def _tags(memories: MemoryRepository, ids: list[UUID]) -> None:
+    agent = (await memories.get(ids[0])).agent_id
+    assert await memories.tags() == await memories.tags(agent_id=agent) == [TagCount("row", ROWS)]
+
+
+EVERYTHING: dict[str, Work] = {
+    "tags": _tags,
+    "rename_tag": lambda memories, _ids: memories.rename_tag("row", "line"),
+    "expire_due": _expire_due,
+    "tags_all": _tags_all,
+}
+# What a verb is about, of all the late organization's memories.
+MADE = {
+    "expire_due": "expires_at = now() - interval '1 hour'",
+    "tags_all": f"embedding = (SELECT array_agg(1) FROM generate_series(1, {EMBEDDING_DIMENSIONS}))::vector",
+}
+
+
+@pytest.mark.parametrize("verb", EVERYTHING)
+async def test_what_is_about_all_of_them_reads_each_a_few_times(
+    ibex_db: Database, owner: asyncpg.Connection, late: Late, verb: str
+) -> None:
+    if verb in MADE:
+        await owner.execute(f"UPDATE ibex_core.memories SET {MADE[verb]} WHERE org_id = $1", late.home.org_id)
+
+    assert await read_by(ibex_db, owner, late, EVERYTHING[verb]) <= ROWS * A_HANDFUL
 
 
 async def test_a_session_is_read_by_its_id(ibex_db: Database, owner: asyncpg.Connection, late: Late) -> None:

@@ -128,6 +128,21 @@ INDEXES = f"""
      WHERE i.indrelid = {_MEMORIES} AND NOT i.indisprimary ORDER BY 1
 """
 
+# Of the copy or of one of its partitions, which no index of memories stands behind (any more).
+STRAY = f"""
+    SELECT c.oid::regclass::text AS name FROM pg_catalog.pg_index i
+      JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid AND c.relname LIKE 'next\\_%' AND NOT c.relispartition
+      JOIN pg_catalog.pg_class t ON t.oid = i.indrelid
+     CROSS JOIN LATERAL (SELECT COALESCE(substring(t.relname from '_p[0-9]+$'), '') AS suffix) part
+     WHERE (t.oid = '{NEXT}'::regclass OR t.oid IN (
+               SELECT inhrelid FROM pg_catalog.pg_inherits WHERE inhparent = '{NEXT}'::regclass))
+       AND NOT EXISTS (
+           SELECT FROM pg_catalog.pg_index x JOIN pg_catalog.pg_class m ON m.oid = x.indexrelid
+            WHERE x.indrelid = {_MEMORIES}
+              AND c.relname = left('next_' || m.relname, 63 - length(part.suffix)) || part.suffix)
+     ORDER BY 1
+"""
+
 COMPARE = f"""
     SELECT m.rows, m.hash, n.rows AS copied, n.hash AS copied_hash
       FROM (SELECT count(*) AS rows, sum(hashtextextended(t::text, 0)::numeric) AS hash FROM {TABLE} t) m,

@@ -14,7 +14,7 @@ from functools import partial
 from typing import TypeVar
 from uuid import UUID
 
-from sqlalchemy import Connection, Row, text
+from sqlalchemy import Connection, Row, event, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ibex_db_core.distribution.cluster import is_distributed
@@ -71,15 +71,16 @@ async def repartition(
 ) -> RepartitionStatus:
     """Lay memories into another number of partitions, while services read and write; again after a crash: go on.
 
-    Services wait only where the copy begins, for a moment, and where it takes over, for as long as the keys
-    superseded_by and merged_into, and those of memory_vectors, are read once.  Each write of a memory is made twice
-    while it lasts.
+    Services wait only where the copy begins, for a moment, and where it takes over: whoever reads or writes memories,
+    agents, sessions, organizations, or what points at memories, for as long as the keys superseded_by and merged_into,
+    and those of memory_vectors, are proved, which grows with the number of partitions.  Each write of a memory is made
+    twice while it lasts.
 
     Args:
         migrator: of the owner's login: ``async with db.migrator() as migrator``.
         partitions: 1 to 1024.
         batch: rows copied in one transaction, 1 to 100,000; a service that deletes one of them waits that long.
-        patience: seconds to try for a free moment, where one is needed.
+        patience: seconds to try for a free moment, each time that one is needed.
         tell: is told of each stage.
 
     Returns:
@@ -144,15 +145,24 @@ async def abandon_repartition(migrator: Migrator, *, patience: float = 600.0) ->
 # -- a moment in which the tables are free
 
 
-async def _patiently(patience: float, work: Callable[[], Awaitable[T]]) -> T:
-    """Run a short transaction, again for as long as it meets locks; between two tries it holds none."""
+async def _patiently(
+    patience: float, work: Callable[[], Awaitable[T]], *, doing: Callable[[], object] = lambda: None
+) -> T:
+    """Run what is short, again for as long as it meets locks; between two tries it holds none.
+
+    ``doing`` says which part of it met them: patience is of each by itself, and begins where it first failed, since
+    what came before may have taken hours and got on all the same.
+    """
     loop = asyncio.get_running_loop()
-    give_up = loop.time() + patience
+    stuck: tuple[object, float] | None = None
     while True:
         try:
             return await work()
         except (LockTimeoutError, DeadlockError):
-            if loop.time() > give_up:
+            at, now = doing(), loop.time()
+            if stuck is None or stuck[0] != at:
+                stuck = (at, now)
+            if now - stuck[1] >= patience:
                 raise
             await asyncio.sleep(random.uniform(0.05, 0.5))  # noqa: S311 - apart from others is all it must be
 
@@ -254,6 +264,7 @@ async def _fill(connection: AsyncConnection, batch: int, patience: float, say: T
 
 async def _index(connection: AsyncConnection, patience: float, say: Tell) -> None:
     """Build the copy's indexes beside its writers, all at once for each partition: ten times as fast as row by row."""
+    await _patiently(patience, partial(_drop_stray, connection))
     indexes = await _all(connection, sql.INDEXES)
     await connection.rollback()
     for index in indexes:
@@ -262,17 +273,38 @@ async def _index(connection: AsyncConnection, patience: float, say: Tell) -> Non
         build = partial(
             online.build, name=f"next_{index.name}", table="memories_next", definition=definition, unique=index.unique
         )
-        await _patiently(patience, partial(_outside, connection, build))
+        await _patiently(patience, partial(_outside, connection, build), doing=partial(connection.info.get, _DOING))
     analyze = partial(_execute, statement=f"ANALYZE {sql.NEXT}")
     await _patiently(patience, partial(_outside, connection, analyze))
 
 
+async def _drop_stray(connection: AsyncConnection) -> None:
+    """Drop what an upgrade has dropped of memories since the copy was begun: the exchange would bring it back."""
+    async with _owning(connection):
+        for index in await _all(connection, sql.STRAY):
+            await _run(connection, f"DROP INDEX {index.name}")
+
+
+_DOING = "ibex_repartition_doing"
+
+
 async def _outside(connection: AsyncConnection, work: Callable[[Connection], None]) -> None:
-    """Run statements that no transaction may hold, as the owner."""
+    """Run statements that no transaction may hold, as the owner; the last of them stays in the connection's info."""
+
+    def note(_connection: Connection, _cursor: object, statement: str, *_rest: object) -> None:
+        connection.info[_DOING] = statement
+
+    def noted(inner: Connection) -> None:
+        event.listen(inner, "before_cursor_execute", note)
+        try:
+            work(inner)
+        finally:
+            event.remove(inner, "before_cursor_execute", note)
+
     await connection.execution_options(isolation_level="AUTOCOMMIT")
     try:
         await _run(connection, f"SET ROLE {OWNER_ROLE}", f"SET lock_timeout = '{_LOCK_TIMEOUT}'")
-        await connection.run_sync(work)
+        await connection.run_sync(noted)
     finally:
         if not connection.invalidated:
             await _run(connection, "RESET ROLE", "SET lock_timeout = 0")

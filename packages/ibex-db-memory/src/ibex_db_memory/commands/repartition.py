@@ -45,7 +45,7 @@ class Laid(Result):
             lines.append(
                 Text(
                     f"A copy in {found.copying_to} partitions is under way, with about {found.copied:,} rows: "
-                    "the same command goes on with it, --abandon takes it away.",
+                    f"--partitions {found.copying_to} goes on with it, --abandon takes it away.",
                     style="yellow",
                 )
             )
@@ -64,7 +64,10 @@ def repartition(
     abandon: Annotated[bool, typer.Option("--abandon", help="Take away a copy that is under way.")] = False,
     batch: Annotated[int, typer.Option(min=1, max=100_000, help="Rows copied in one transaction.")] = 2000,
     patience: Annotated[
-        float, typer.Option(min=0.0, metavar="SECONDS", help="How long to try for a moment in which tables are free.")
+        float,
+        typer.Option(
+            min=0.0, metavar="SECONDS", help="How long to try, each time, for a moment in which tables are free."
+        ),
     ] = 600.0,
     url: Url = None,
     as_json: AsJson = False,
@@ -91,19 +94,27 @@ def repartition(
                     done, after = "Abandoned" if gone else "There was no copy", await repartition_status(migrator)
                 else:
                     after = await lay(migrator, partitions, batch=batch, patience=patience, tell=told)
-                    same = before.partitions == partitions and before.copying_to is None
-                    done = "Nothing to do" if same else f"From {before.partitions} to {after.partitions} partitions"
+                    done = _done(before, after)
         return Laid(after, done, round(time.perf_counter() - started, 3))
 
     output.run(work)
 
 
+def _done(before: RepartitionStatus, after: RepartitionStatus) -> str:
+    if before.copying_to is not None or before.partitions != after.partitions:
+        return f"From {before.partitions} to {after.partitions} partitions"
+    return f"Validated {before.unvalidated} foreign keys" if before.unvalidated else "Nothing to do"
+
+
 def _would(before: RepartitionStatus, partitions: int | None) -> str:
     if partitions is None:
         return "It would take the copy away" if before.copying_to is not None else "There is no copy"
-    if before.partitions == partitions and before.copying_to is None:
-        return "Nothing to do"
+    if before.copying_to not in {None, partitions}:
+        return f"It would be refused: a copy in {before.copying_to} partitions is under way"
+    if before.copying_to is None and before.partitions == partitions:
+        return f"It would validate {before.unvalidated} foreign keys" if before.unvalidated else "Nothing to do"
+    goes_on = "go on to " if before.copying_to is not None else ""
     return (
-        f"It would copy about {before.rows:,} rows from {before.partitions} into {partitions} partitions; "
+        f"It would {goes_on}copy about {before.rows:,} rows from {before.partitions} into {partitions} partitions; "
         f"{before.size / 2**20:,.0f} MB more must be free on the server's disk meanwhile"
     )

@@ -10,9 +10,14 @@ key's check for each tag, version and relationship that was written.
 A partial index is open to those statements alone that imply its predicate.  ``agent_id = $1`` implies that it is not
 NULL, which a foreign key's cascade says too; a statement by ids does not.  Listing newest first names no moment, so
 that it says itself what the index of it asks for.
+
+What is open goes with memory_0012, once nothing needs it.
 """
 
+from alembic import op
+
 from ibex_db_core.migrations import online
+from ibex_db_core.policies import OWNER_ROLE
 
 revision = "memory_0011"
 down_revision = "memory_0010"
@@ -40,17 +45,31 @@ _HIDDEN = (
 )
 
 
+# memories first, as whoever reads or writes has it; but who writes a tag or an edge has locked that table before its
+# key looks at memories.  Below deadlock_timeout, so that of two who wait for each other it is never the service that
+# gives way: the Migrator tries again.
+_A_MOMENT = "SET LOCAL lock_timeout = '300ms'"
+_TO_ITSELF = """
+LOCK TABLE ibex_core.memories, ibex_core.sessions, ibex_core.memory_tags, ibex_core.memory_relationships
+    IN ACCESS EXCLUSIVE MODE
+"""
+
+
 def upgrade() -> None:
-    """Build them beside the old ones, and then drop those."""
+    """Build them beside the open ones."""
     for name, table, definition in _HIDDEN:
         online.create_index(name, table, definition)
-    for name, _, _ in _OPEN:
-        online.drop_index(name)
 
 
 def downgrade() -> None:
-    """Build the old ones first."""
+    """Build the open ones, and drop these in the transaction in which the revision is taken back.
+
+    So no database is at this revision without them; of the open ones half may be there, and memory_0012 takes it away.
+    """
     for name, table, definition in _OPEN:
         online.create_index(name, table, definition)
-    for name, _, _ in _HIDDEN:
-        online.drop_index(name)
+    op.execute(f"SET LOCAL ROLE {OWNER_ROLE}")
+    op.execute(_A_MOMENT)
+    op.execute(_TO_ITSELF)
+    op.execute(f"DROP INDEX {', '.join(f'ibex_core.{name}' for name, _, _ in _HIDDEN)}")
+    op.execute("SET LOCAL ROLE NONE")

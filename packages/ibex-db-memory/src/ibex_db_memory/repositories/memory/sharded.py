@@ -127,7 +127,7 @@ async def insert_memories(execute: Execute, rows: Iterable[Mapping[str, Any]]) -
     """Insert what has no twin; return the ids, and whether each has expired already."""
     inserted: dict[UUID, datetime | None] = {}
     for group in _alike({name: value for name, value in row.items() if value is not None} for row in rows):
-        for batch in _batches(group):
+        for batch in _batches(_MEMORIES, group):
             statement = (
                 upsert(_MEMORIES)
                 .values(batch)
@@ -148,7 +148,7 @@ async def insert_rows(execute: Execute, table: Table, rows: Sequence[Mapping[str
     """Insert rows as VALUES, a column's default where a row has no value of it."""
     present = [{name: value for name, value in row.items() if value is not None} for row in rows]
     for group in _alike(present):
-        for batch in _batches(group):
+        for batch in _batches(table, group):
             await execute(insert(table).values(batch))
 
 
@@ -160,6 +160,8 @@ def _alike(rows: Iterable[Mapping[str, Any]]) -> Sequence[Sequence[Mapping[str, 
     return list(groups.values())
 
 
-def _batches(rows: Sequence[Mapping[str, Any]]) -> Iterable[Sequence[Mapping[str, Any]]]:
-    size = _PARAMETERS // max(1, len(rows[0]) + 2)
+def _batches(table: Table, rows: Sequence[Mapping[str, Any]]) -> Iterable[Sequence[Mapping[str, Any]]]:
+    # Defaults that Python gives are bound for each row, too.
+    bound = {*rows[0], *(column.name for column in table.columns if column.default is not None)}
+    size = _PARAMETERS // len(bound)
     return (rows[start : start + size] for start in range(0, len(rows), size))
