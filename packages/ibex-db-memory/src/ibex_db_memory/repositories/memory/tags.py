@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
-from sqlalchemy import ARRAY, Text, Uuid, bindparam, delete, func, literal_column, or_, select, text, true
+from sqlalchemy import ARRAY, Text, Uuid, bindparam, case, delete, false, func, or_, select, text, true
 from sqlalchemy.dialects.postgresql import insert
 
 from ibex_db_core import validation
@@ -113,30 +113,29 @@ class Tags(BaseRepository[Memory]):
             [TagCount(tag='music', count=1)]
         """
         count = func.count().label("count")
-        # OFFSET 0 has each memory's tags looked up by its key: of an organization that statistics do not know, a join
-        # would read all of them once for each memory.
-        carried = (
-            select(MemoryTag.tag)
-            .where(MemoryTag.org_id == self._tenant, MemoryTag.memory_id == Memory.id)
-            .offset(literal_column("0"))
-            .lateral("carried")
+        found = select(Memory.id).where(
+            Memory.org_id == self._tenant,
+            Memory.deleted_at.is_(None),
+            Memory.status == MemoryStatus.ACTIVE,
+            or_(Memory.expires_at.is_(None), Memory.expires_at > func.now()),
         )
+        if agent_id is not None:
+            found = found.where(Memory.agent_id == validation.uuid("agent_id", agent_id))
+        active = found.subquery("active")
+        carried = (
+            select(MemoryTag.memory_id, MemoryTag.tag).where(MemoryTag.org_id == self._tenant).subquery("carried")
+        )
+        # A full join is hashed or merged, never a loop in a loop, which is what the planner would take for an
+        # organization that statistics do not know.  CASE hides from it that neither half alone is wanted.
+        both = case((or_(active.c.id.is_(None), carried.c.tag.is_(None)), false()), else_=true())
         statement = (
             select(carried.c.tag, count)
-            .select_from(Memory)
-            .join(carried, true())
-            .where(
-                Memory.org_id == self._tenant,
-                Memory.deleted_at.is_(None),
-                Memory.status == MemoryStatus.ACTIVE,
-                or_(Memory.expires_at.is_(None), Memory.expires_at > func.now()),
-            )
+            .select_from(active.join(carried, carried.c.memory_id == active.c.id, full=True))
+            .where(both)
             .group_by(carried.c.tag)
             .order_by(count.desc(), carried.c.tag)
             .limit(limit_of(limit))
         )
-        if agent_id is not None:
-            statement = statement.where(Memory.agent_id == validation.uuid("agent_id", agent_id))
         return [TagCount(*row) for row in (await self._execute(statement)).all()]
 
     async def rename_tag(self, old: str, new: str) -> int:
