@@ -122,9 +122,7 @@ class Tags(BaseRepository[Memory]):
         if agent_id is not None:
             found = found.where(Memory.agent_id == validation.uuid("agent_id", agent_id))
         active = found.subquery("active")
-        carried = (
-            select(MemoryTag.memory_id, MemoryTag.tag).where(MemoryTag.org_id == self._tenant).subquery("carried")
-        )
+        carried = select(MemoryTag.memory_id, MemoryTag.tag).where(MemoryTag.org_id == self._tenant).subquery("carried")
         # A full join is hashed or merged, never a loop in a loop, which is what the planner would take for an
         # organization that statistics do not know.  CASE hides from it that neither half alone is wanted.
         both = case((or_(active.c.id.is_(None), carried.c.tag.is_(None)), false()), else_=true())
