@@ -1,9 +1,12 @@
 """Who waits for a connection gets one before who asks later, and a turn that nobody takes loses none."""
 
+# pyright: reportPrivateUsage=false
+
 import asyncio
 from uuid import UUID
 
 import pytest
+from pools import ONE, hear, pool_of, turns
 from sqlalchemy import event, text
 from sqlalchemy.util.concurrency import greenlet_spawn
 from sqlalchemy.util.queue import Empty, Full
@@ -11,32 +14,13 @@ from sqlalchemy.util.queue import Empty, Full
 from ibex_db_core import Database
 from ibex_db_core.connection import FoldedConnection
 from ibex_db_core.fair_queue import FairQueue
-from ibex_db_core.lending import LendingPool
 from ibex_db_core.tenant import SyncScopedSession
-
-ONE = text("SELECT 1")
-
-
-def _hear(_connection: object) -> None:
-    """Listen, so that nothing is lent."""
-
-
-def pool_of(db: Database) -> LendingPool:
-    pool = db.engine.pool
-    assert isinstance(pool, LendingPool)
-    return pool
-
-
-async def turns(count: int = 3) -> None:
-    """Let every other task go as far as it can without an answer of the server."""
-    for _ in range(count):
-        await asyncio.sleep(0)
 
 
 @pytest.mark.parametrize("listened", [False, True], ids=["lent", "by SQLAlchemy"])
 async def test_who_waits_is_served_before_who_goes_straight_on(single: Database, acme: UUID, *, listened: bool) -> None:
     if listened:
-        event.listen(single.engine.sync_engine, "begin", _hear)
+        event.listen(single.engine.sync_engine, "begin", hear)
     done = 0
     served = asyncio.Event()
 
@@ -153,6 +137,28 @@ async def test_who_waited_in_vain_is_passed_over() -> None:
     queue.put("kept")
 
     assert (queue.qsize(), queue.full(), queue.get_nowait()) == (1, True, "kept")
+
+
+async def test_a_connection_from_another_thread_is_taken_at_once() -> None:
+    """The garbage collector may run anywhere; the loop has to be woken, too."""
+    queue = FairQueue[str](1)
+    waits = asyncio.create_task(queue.turn(30.0))
+    await turns()
+
+    async with asyncio.timeout(5):
+        await asyncio.to_thread(queue.put_nowait, "found")
+        assert await waits == "found"
+
+
+def test_who_waited_in_a_loop_that_is_closed_is_passed_over() -> None:
+    queue = FairQueue[str](1)
+    loop = asyncio.new_event_loop()
+    queue._waiting.append(loop.create_future())  # as turn() does; its task would complain that it never ends
+    loop.close()
+
+    queue.put_nowait("kept")
+
+    assert queue.get_nowait() == "kept"
 
 
 async def test_no_more_than_its_size_lies_in_it() -> None:

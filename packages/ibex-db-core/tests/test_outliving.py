@@ -5,12 +5,12 @@ from uuid import UUID
 
 import asyncpg
 import pytest
+from pools import hear, pool_of
 from sqlalchemy import event, text
 from sqlalchemy.exc import InvalidRequestError, ResourceClosedError
 from toys import AddBot, Bots
 
 from ibex_db_core import ConnectionLostError, Database, DatabaseError, IbexError, ScopedSession
-from ibex_db_core.lending import LendingPool
 
 ALL = text("SELECT org_id FROM ibex_core.bots")
 
@@ -26,10 +26,6 @@ async def both(single: Database, acme: UUID, globex: UUID, add_bot: AddBot) -> d
     return bots
 
 
-def _hear(_connection: object) -> None:
-    """Listen, so that nothing is lent."""
-
-
 async def seen_by(db: Database, org: UUID) -> set[UUID]:
     async with db.tenant(org) as session:
         return set((await session.scalars(ALL)).all())
@@ -43,7 +39,7 @@ async def test_what_a_task_that_outlives_its_block_began_no_other_tenant_is_in(
 ) -> None:
     """It was: its BEGIN was under way as the connection went back, and the next tenant's statement followed it."""
     if listened:
-        event.listen(single.engine.sync_engine, "begin", _hear)
+        event.listen(single.engine.sync_engine, "begin", hear)
 
     async def work(session: ScopedSession) -> None:
         if verb == "text":
@@ -157,9 +153,3 @@ async def test_a_cancelled_unit_of_work_stays_cancelled_though_its_connection_is
 
     with pytest.raises(asyncio.CancelledError):
         await running
-
-
-def pool_of(db: Database) -> LendingPool:
-    pool = db.engine.sync_engine.pool
-    assert isinstance(pool, LendingPool)
-    return pool

@@ -11,31 +11,12 @@ from uuid import UUID
 
 import asyncpg
 import pytest
+from pools import ONE, hear, pool_of, turns
 from sqlalchemy import event, text
 
 from ibex_db_core import ConnectionLostError, Database, EngineSettings, IbexError
 from ibex_db_core.connection import FoldedConnection
-from ibex_db_core.fair_queue import FairQueue
-from ibex_db_core.lending import LendingPool
 from ibex_db_core.testing import TestDatabase
-
-ONE = text("SELECT 1")
-
-
-def _hear(_connection: object) -> None:
-    """Listen, so that nothing is lent."""
-
-
-def pool_of(db: Database) -> LendingPool:
-    pool = db.engine.pool
-    assert isinstance(pool, LendingPool)
-    return pool
-
-
-async def turns(count: int = 3) -> None:
-    """Let every other task go as far as it can without an answer of the server."""
-    for _ in range(count):
-        await asyncio.sleep(0)
 
 
 async def ask(db: Database, org: UUID) -> int:
@@ -156,28 +137,6 @@ async def test_a_slot_that_comes_free_goes_to_whom_waits(toy_database: TestDatab
             assert await waits == 1
 
 
-async def test_a_connection_from_another_thread_is_taken_at_once() -> None:
-    """The garbage collector may run anywhere; the loop has to be woken, too."""
-    queue = FairQueue[str](1)
-    waits = asyncio.create_task(queue.turn(30.0))
-    await turns()
-
-    async with asyncio.timeout(5):
-        await asyncio.to_thread(queue.put_nowait, "found")
-        assert await waits == "found"
-
-
-def test_who_waited_in_a_loop_that_is_closed_is_passed_over() -> None:
-    queue = FairQueue[str](1)
-    loop = asyncio.new_event_loop()
-    queue._waiting.append(loop.create_future())  # as turn() does; its task would complain that it never ends
-    loop.close()
-
-    queue.put_nowait("kept")
-
-    assert queue.get_nowait() == "kept"
-
-
 @pytest.mark.parametrize("listened", [False, True], ids=["lent", "by SQLAlchemy"])
 @pytest.mark.parametrize("seed", range(2))
 async def test_whatever_happens_to_the_tasks_the_pool_stays_whole(
@@ -213,7 +172,7 @@ async def test_whatever_happens_to_the_tasks_the_pool_stays_whole(
 
     async with toy_database.connect(settings) as db, asyncio.timeout(120):
         if listened:
-            event.listen(db.engine.sync_engine, "begin", _hear)
+            event.listen(db.engine.sync_engine, "begin", hear)
         await asyncio.gather(*(drive(db) for _ in range(14)))
 
         assert pool_of(db).checkedout() == 0
