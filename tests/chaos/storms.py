@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import asyncpg
+from death import kill_postmaster
 from proxy import Proxy
 
-from ibex_db_core.embedded import EmbeddedPostgres, postmaster
+from ibex_db_core.embedded import EmbeddedPostgres
 from ibex_db_core.provisioning import PLATFORM_LOGIN, SERVICE_LOGIN
 
 _LOGINS = f"('{SERVICE_LOGIN}', '{PLATFORM_LOGIN}')"
@@ -100,10 +101,7 @@ class Storm:
     async def kill_the_server(self) -> None:
         """Kill the postmaster, and start another."""
         folder = Path(str((await self._ask("SHOW data_directory"))[0][0]))
-        pid = int((folder / "postmaster.pid").read_text().split()[0])
-        os.kill(pid, signal.SIGKILL)
-        while postmaster.pid(folder) == pid:  # noqa: ASYNC110 - the kernel takes a moment
-            await asyncio.sleep(0.005)
+        await kill_postmaster(folder)
         await asyncio.to_thread(self.server.start)
 
     async def restart_the_server(self) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import asyncpg
 import pytest
+from death import kill_postmaster
 from ledger import TASKS, Ledger
 
 from ibex_db_core.embedded import EmbeddedPostgres
@@ -42,7 +43,7 @@ async def _kill_a_backend(server: EmbeddedPostgres) -> None:
 
 async def _kill_the_server(server: EmbeddedPostgres) -> None:
     folder = Path(str((await _asked(server, "SHOW data_directory"))[0][0]))
-    os.kill(int((folder / "postmaster.pid").read_text().split()[0]), signal.SIGKILL)
+    await kill_postmaster(folder)
     await asyncio.to_thread(server.start)
 
 
