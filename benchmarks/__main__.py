@@ -14,11 +14,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from benchmarks import loading, report
 from benchmarks.bench import Bench
 from benchmarks.dataset import DataSet
-from benchmarks.measures import MEASURES
+from benchmarks.measures import CROWDED, MEASURES
 from benchmarks.peers.process import PeerProcess, database_of, running
 from benchmarks.peers.recipes import RECIPES, Recipe
+from benchmarks.placement import Placement
 from benchmarks.results import Results, Store, environment
-from benchmarks.server import Raw, dsn, migrated, remove, served, versions
+from benchmarks.server import Raw, dsn, main_process, migrated, remove, served, versions
 from benchmarks.sizes import SIZES, Size
 
 _DATABASE = "bench"
@@ -44,9 +45,10 @@ async def run(size: Size, only: Sequence[str], recipes: Sequence[Recipe], out: P
             await cluster.create_database(database_of(recipe))
             address = dsn(cluster.url(database_of(recipe)))
             peers.append(await exits.enter_async_context(running(recipe, address, out / "data", size.name)))
+        placement = Placement(await main_process(cluster))
         made_with = environment(
             size.name,
-            await versions(cluster, _DATABASE),
+            {**await versions(cluster, _DATABASE), "timed on processors": str(placement)},
             {peer.name: await peer.versions() for peer in peers},
         )
         with _progress() as progress:
@@ -56,6 +58,7 @@ async def run(size: Size, only: Sequence[str], recipes: Sequence[Recipe], out: P
                     task = progress.add_task(name, total=None)
                     bench = Bench(size, data, cluster, out, database, _DATABASE, raw, peers, progress, task)
                     began = time.monotonic()
+                    (placement.on_any if name in CROWDED else placement.on_one)()
                     store.keep(name, await MEASURES[name](bench))
                     if not progress.console.is_terminal:  # where no bar is seen, say how far it is
                         progress.console.print(f"{name}: {time.monotonic() - began:.0f} s")

@@ -167,6 +167,13 @@ async def build_vector_index(connection: "asyncpg.Connection[asyncpg.Record]") -
     await connection.execute("VACUUM (ANALYZE) ibex_core.memories")
 
 
+async def main_process(cluster: Cluster) -> int:
+    """Return the process that all backends come of."""
+    async with superuser(cluster, "postgres") as connection:
+        folder = Path(str(await connection.fetchval("SHOW data_directory")))
+    return int((folder / "postmaster.pid").read_text().split()[0])
+
+
 async def versions(cluster: Cluster, database: str) -> Mapping[str, str]:
     """Say which server this is and how it is set."""
     async with superuser(cluster, database) as connection:

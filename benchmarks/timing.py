@@ -1,5 +1,6 @@
-"""Times taken side by side: A B A B, the order turned from round to round, and their medians compared."""
+"""Times taken side by side: all in each round, in an order drawn anew, and their medians compared."""
 
+import random
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -100,7 +101,10 @@ async def interleave(
     warm: int = 5,
     step: Callable[[], None] = lambda: None,
 ) -> dict[str, Times[A]]:
-    """Have every contestant do every round; who goes first changes, so that no one always finds warm pages.
+    """Have every contestant do every round, in an order drawn anew for each.
+
+    Turned by one from round to round, the order would have each follow the same other one nearly always, and find
+    what that one has just read.
 
     Args:
         contestants: by name.
@@ -110,9 +114,9 @@ async def interleave(
     """
     names = list(contestants)
     times: dict[str, Times[A]] = {name: Times() for name in names}
+    draw = random.Random(7)  # the same in each run
     for number in range(-min(warm, rounds), rounds):
-        first = number % len(names)
-        for name in (*names[first:], *names[:first]):
+        for name in draw.sample(names, len(names)):
             shot = await contestants[name](number % rounds)
             if number >= 0:
                 times[name].shots.append(shot)

@@ -50,3 +50,6 @@ MEASURES: Mapping[str, Measure] = {
         start_up,
     )
 }
+
+CROWDED = {loading.NAME, concurrency.NAME, isolation.NAME}
+"""Measures of how much gets done by many, who may use every processor."""

@@ -12,6 +12,7 @@ scores: Bruch, Gai and Ingber, An Analysis of Fusion Functions for Hybrid
 Retrieval, 2023; the weights and the number of candidates: decision 0020.
 """
 
+from collections.abc import Mapping
 from functools import cache
 from typing import Any, Final, cast
 
@@ -25,16 +26,21 @@ from ibex_db_memory.search.lexical import LIMIT, ORG
 
 VECTOR_WEIGHT: Final = 0.5
 
-# From 30 to 1,000 candidates of each leg evidence recall@10 stayed within 0.005;
-# the fewer, the fewer rows to look up.
-_LEAST_CANDIDATES: Final = 50
+# Evidence recall@10 stayed within 0.005 from 30 to 1,000 candidates of both legs, and from 10 to 50 of the
+# vector's alone; the fewer, the fewer rows to look up.  The vector index pays for more than rows: where neighbours fill
+# the partition, fifty took three times what twenty did (decision 0020).
+_LEAST_NEAREST: Final = 20
+_LEAST_WORDED: Final = 50
 
 _LEAST = bindparam("min_similarity", type_=Float())
 
 
-def candidates_for(limit: int) -> int:
-    """Return how many candidates each leg brings for so many hits: at least as many, so that none is missing."""
-    return max(2 * limit, _LEAST_CANDIDATES)
+def candidates_for(limit: int) -> Mapping[str, int]:
+    """Return how many candidates each leg brings for so many hits: at least as many, so that none is missing.
+
+    Parameters of the statement: near_limit of the vector's leg, word_limit of the words'.
+    """
+    return {"near_limit": max(limit, _LEAST_NEAREST), "word_limit": max(2 * limit, _LEAST_WORDED)}
 
 
 @cache
@@ -45,7 +51,7 @@ def statement(
 
     Columns: Memory, score, similarity, lexical, the four of
     :class:`~ibex_db_memory.search.query.HitParts`, and how many candidates the
-    vector leg brought.  Parameters: org_id, query, limit, candidates,
+    vector leg brought.  Parameters: org_id, query, limit, near_limit, word_limit,
     vector_weight, min_similarity where ``floor``, those of the filters and of
     lexical.scores(), and of the space, as in query.statement().
     """
@@ -53,18 +59,18 @@ def statement(
     similar = (1.0 - distance).label("similarity")
     of_one = 1.0 - spaces.distance_of_one(beside)
     floored = [of_one >= _LEAST] if floor else []
-    candidates = bindparam("candidates", type_=LIMIT.type)
     # "+ 0" is no index's expression: the planner has to scan and sort.
     rank = (distance + literal_column("0")) if exact else distance
     nearest = (
         select(Memory.id.label("id"), similar)
         .where(Memory.org_id == ORG, *spaces.present(beside), *conditions(shape))
         .order_by(rank)
-        .limit(candidates)
+        .limit(bindparam("near_limit", type_=LIMIT.type))
         .cte("nearest")
     )
     words = lexical.scores()
-    worded = lexical.best(words, shape, candidates, also=[of_one.label("similarity")], where=floored, sharded=sharded)
+    up_to = bindparam("word_limit", type_=LIMIT.type)
+    worded = lexical.best(words, shape, up_to, also=[of_one.label("similarity")], where=floored, sharded=sharded)
     ident = func.coalesce(nearest.c.id, worded.c.memory_id)
     judged = (
         select(

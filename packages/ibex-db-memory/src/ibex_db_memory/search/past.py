@@ -98,7 +98,7 @@ _BINDS: Final[Mapping[str, BindParameter[Any]]] = {
             bindparam("f_embedding_model", type_=Text()),
             *(bindparam(name, type_=Float()) for name in ("k1", "b", "min_similarity")),
             bindparam("text", type_=Text()),
-            bindparam("candidates", type_=Integer()),
+            *(bindparam(name, type_=Integer()) for name in ("near_limit", "word_limit")),
         ),
     )
 }
@@ -199,7 +199,7 @@ def statement(
     Columns: those that :func:`as_it_was` reads, score, similarity, lexical, and the
     four of :class:`~ibex_db_memory.search.query.HitParts`.  Parameters: org_id,
     as_of, limit, those of the filters; query; text, k1, b; min_similarity where
-    ``floor``; with both legs candidates and vector_weight; those of the space
+    ``floor``; with both legs near_limit, word_limit and vector_weight; those of the space
     (:mod:`~ibex_db_memory.search.spaces`), whose dimensions are ``beside`` where its vectors lie beside the memories.
     """
     judged = (
@@ -285,11 +285,11 @@ def _judged(
     vectors = _VECTORS if vector and beside is not None else ""
     past = _PAST.format(model=_MODEL, columns=", ".join(columns), vectors=vectors, where=where)
     over = "AND similarity >= :min_similarity" if floor else ""
-    limit = "candidates" if vector and words else "limit"
+    near, worded = ("near_limit", "word_limit") if vector and words else ("limit", "limit")
     nearest = _NEAREST.format(
-        judged="judged" if words else "past", lexical="lexical" if words else 0.0, floor=over, limit=limit
+        judged="judged" if words else "past", lexical="lexical" if words else 0.0, floor=over, limit=near
     )
-    best = _BEST.format(floor=over, limit=limit)
+    best = _BEST.format(floor=over, limit=worded)
     legs = f"({nearest}) UNION ({best})" if vector and words else nearest if vector else best
     clause = text(f"WITH {past}{_LEXICAL if words else ''} {legs}")
     binds = {**_BINDS, "query": spaces.query(beside)}

@@ -51,7 +51,7 @@ class Past(Wording):
         if text is not None:
             parameters |= {"text": text, "k1": lexical.K1, "b": lexical.B}
         if vector is not None and text is not None:
-            parameters |= {"candidates": fusion.candidates_for(limit), "vector_weight": fusion.VECTOR_WEIGHT}
+            parameters |= {**fusion.candidates_for(limit), "vector_weight": fusion.VECTOR_WEIGHT}
         if least is not None:
             parameters["min_similarity"] = least
         statement = past.statement(

@@ -93,7 +93,7 @@ class Wording(Spaces):
             **space.parameters,
             "query": vector,
             "limit": limit,
-            "candidates": fusion.candidates_for(limit),
+            **fusion.candidates_for(limit),
             "vector_weight": fusion.VECTOR_WEIGHT,
         }
         if least is not None:
