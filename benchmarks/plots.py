@@ -122,7 +122,7 @@ def _growth(pyplot: Any, results: Results) -> Any:
     left.axhline(1.3, linestyle=":", color="grey")
     left.set(xlabel="memories in the table", ylabel="p50 over the smallest table's", ylim=(0, None))
     _log(pyplot, left, "x", [float(one.case["rows"]) for one in found])
-    left.legend(fontsize=7)
+    left.legend(loc="lower right", ncols=2, fontsize=7)
     searched = results.of("overhead")
     for name in _names(searched):
         line = [one for one in searched if one.contestant == name]
