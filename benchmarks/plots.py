@@ -153,7 +153,7 @@ def _overhead(pyplot: Any, results: Results) -> Any:
     for place, one in enumerate(found):
         ratio, low, high = (one.values[name] for name in ("ratio", "ratio_low", "ratio_high"))
         panel.bar(place, ratio, color="#e15759", yerr=[[max(ratio - low, 0)], [max(high - ratio, 0)]], capsize=3)
-    names = {"overhead": "search", "remember": "remember", "bookkeeping": "record_retrieval"}
+    names = {"overhead": "search", "remember": "remember", "bookkeeping": "record_\nretrieval"}
     labels = [names[one.measure] + (f"\n{one.case['tenant']:,}" if "tenant" in one.case else "") for one in found]
     panel.set_xticks(range(len(found)), labels, fontsize=7)
     panel.axhline(1, color="#4e79a7")
