@@ -59,7 +59,10 @@ async def run(size: Size, only: Sequence[str], recipes: Sequence[Recipe], out: P
                     bench = Bench(size, data, cluster, out, database, _DATABASE, raw, peers, progress, task)
                     began = time.monotonic()
                     (placement.on_any if name in CROWDED else placement.on_one)()
-                    store.keep(name, await MEASURES[name](bench))
+                    try:
+                        store.keep(name, await MEASURES[name](bench))
+                    finally:
+                        placement.on_any()
                     if not progress.console.is_terminal:  # where no bar is seen, say how far it is
                         progress.console.print(f"{name}: {time.monotonic() - began:.0f} s")
                     progress.update(task, completed=progress.tasks[task].total)

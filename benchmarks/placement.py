@@ -26,7 +26,11 @@ class Placement:
         return f"one of {len(self._all)}, shared by clients and server" if self._all else "as the system likes"
 
     def on_one(self) -> None:
-        """Put this process, its children and the server on one processor."""
+        """Put this process, its children and the server on one processor.
+
+        Raises:
+            OSError: the system does not let us, so that this run's times would not be what they are said to be.
+        """
         self._bind(self._all[:1])
 
     def on_any(self) -> None:
@@ -34,16 +38,23 @@ class Placement:
         self._bind(self._all)
 
     def _bind(self, processors: Iterable[int]) -> None:
-        if chosen := set(processors):
-            for process in (*_family(os.getpid()), *_family(self._server)):
+        if not (chosen := set(processors)):
+            return
+        bound: set[int] = set()
+        # Until nobody is new: who was born while a parent was being moved was born where that had been.
+        while fresh := {*_family(os.getpid()), *_family(self._server)} - bound:
+            for process in fresh:
                 for thread in _threads(process):
                     with suppress(ProcessLookupError):  # it has ended meanwhile
                         os.sched_setaffinity(thread, chosen)
+            bound |= fresh
 
 
 def _family(process: int) -> Iterator[int]:
     """Yield a process and all that come of it."""
     yield process
+    if not Path("/proc/self/task", str(os.getpid()), "children").exists():
+        raise OSError("this kernel does not tell a process's children (CONFIG_PROC_CHILDREN)")
     for thread in _threads(process):
         with suppress(FileNotFoundError, ProcessLookupError):
             for child in Path("/proc", str(process), "task", str(thread), "children").read_text().split():

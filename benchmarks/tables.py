@@ -4,6 +4,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from uuid import UUID
 
 import numpy as np
 
@@ -14,11 +15,17 @@ from benchmarks.server import build_vector_index, drop_vector_index, migrated, s
 from benchmarks.words import question
 from ibex_db import Database
 
-_FILLER = 1_000
+_FILLER = 100
 _NUMBERS = 20_000_000
 # Heap, out of line and all indexes; each is measured as a whole.
 _TABLE_SIZE = "SELECT sum(pg_total_relation_size(oid)) FROM pg_class WHERE relkind = 'r' AND relname LIKE 'memories_p%'"
 _VERSIONS_SIZE = "SELECT pg_total_relation_size('ibex_core.memory_versions')"
+_CANDIDATES = 16
+_FILLED = "SELECT tableoid::regclass::text, count(*) FROM ibex_core.memories GROUP BY 1"
+_HOMES = """SELECT o.id, p.inhrelid::regclass::text FROM unnest($1::uuid[]) o (id), pg_inherits p
+    WHERE p.inhparent = 'ibex_core.memories'::regclass AND satisfies_hash_partition(p.inhparent,
+        (SELECT count(*) FROM pg_inherits i WHERE i.inhparent = p.inhparent)::int,
+        substring(p.inhrelid::regclass::text FROM '\\d+$')::int, o.id)"""
 _INDEX_SIZE = """SELECT sum(pg_relation_size(i.indexrelid)) FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
     JOIN pg_am a ON a.oid = c.relam JOIN pg_class t ON t.oid = i.indrelid
     WHERE a.amname = 'hnsw' AND t.relname LIKE 'memories_p%'"""
@@ -34,7 +41,7 @@ class Table:
         database: open.
         name: of the database.
         watched: the tenants that every table has.
-        spare: a tenant without memories, to write to.
+        spare: a tenant without memories, to write to, in a partition of average size.
         build_seconds: of the vector index.
         index_bytes: of the vector index.
         table_bytes: of everything else: rows, and the other indexes.
@@ -95,7 +102,7 @@ async def table(bench: Bench, rows: int, *, partitions: int = 16) -> AsyncGenera
             database,
             name,
             tenants[: len(bench.size.growth_tenants)],
-            await bench.fresh_tenant(database),
+            await _in_an_average_partition(bench, database, name, rows / partitions),
             built - written,
             index_bytes,
             table_bytes,
@@ -103,6 +110,17 @@ async def table(bench: Bench, rows: int, *, partitions: int = 16) -> AsyncGenera
             rows / (written - start),
         )
     await bench.cluster.drop_database(name)
+
+
+async def _in_an_average_partition(bench: Bench, database: Database, name: str, average: float) -> Tenant:
+    """Make a tenant whose partition has about as many rows as each has: what it writes enters a graph of that size."""
+    async with superuser(bench.cluster, name) as connection:
+        filled: dict[str, int] = {row[0]: row[1] for row in await connection.fetch(_FILLED)}
+    tenants = [await bench.fresh_tenant(database) for _ in range(_CANDIDATES)]
+    async with superuser(bench.cluster, name) as connection:
+        asked = [tenant.org_id for tenant in tenants]
+        homes: dict[UUID, str] = {row[0]: row[1] for row in await connection.fetch(_HOMES, asked)}
+    return min(tenants, key=lambda tenant: abs(filled.get(homes[tenant.org_id], 0) - average))
 
 
 def _tenants(watched: Sequence[int], rows: int) -> Iterator[Tenant]:

@@ -2,6 +2,7 @@
 
 import random
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
@@ -94,6 +95,16 @@ class Times(Generic[A]):
         return {"ratio": self.p50 / other.p50, "ratio_low": float(low), "ratio_high": float(high)}
 
 
+_drawn: Counter[str] = Counter()
+
+
+def _turns(names: Sequence[str]) -> str:
+    """Seed each comparison by itself, the same in each run: a draw's own imbalance must not be everybody's."""
+    who = ", ".join(names)
+    _drawn[who] += 1
+    return f"{who} {_drawn[who]}"
+
+
 async def interleave(
     contestants: Mapping[str, Contestant[A]],
     rounds: int,
@@ -114,7 +125,7 @@ async def interleave(
     """
     names = list(contestants)
     times: dict[str, Times[A]] = {name: Times() for name in names}
-    draw = random.Random(7)  # the same in each run
+    draw = random.Random(_turns(names))
     for number in range(-min(warm, rounds), rounds):
         for name in draw.sample(names, len(names)):
             shot = await contestants[name](number % rounds)
