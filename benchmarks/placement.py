@@ -40,6 +40,8 @@ class Placement:
     def _bind(self, processors: Iterable[int]) -> None:
         if not (chosen := set(processors)):
             return
+        if not Path("/proc/thread-self/children").exists():
+            raise OSError("this kernel does not tell a process's children (CONFIG_PROC_CHILDREN)")
         bound: set[int] = set()
         # Until nobody is new: who was born while a parent was being moved was born where that had been.
         while fresh := {*_family(os.getpid()), *_family(self._server)} - bound:
@@ -53,8 +55,6 @@ class Placement:
 def _family(process: int) -> Iterator[int]:
     """Yield a process and all that come of it."""
     yield process
-    if not Path("/proc/self/task", str(os.getpid()), "children").exists():
-        raise OSError("this kernel does not tell a process's children (CONFIG_PROC_CHILDREN)")
     for thread in _threads(process):
         with suppress(FileNotFoundError, ProcessLookupError):
             for child in Path("/proc", str(process), "task", str(thread), "children").read_text().split():

@@ -14,7 +14,7 @@ import pgvector
 from sqlalchemy import URL
 
 from ibex_db import Database
-from ibex_db_core.embedded import EmbeddedPostgres
+from ibex_db_core.embedded import EmbeddedPostgres, postmaster
 from ibex_db_core.engine import EngineSettings
 from ibex_db_core.provisioning import SERVICE_LOGIN, Cluster
 
@@ -168,10 +168,16 @@ async def build_vector_index(connection: "asyncpg.Connection[asyncpg.Record]") -
 
 
 async def main_process(cluster: Cluster) -> int:
-    """Return the process that all backends come of."""
+    """Return the process that all backends come of.
+
+    Raises:
+        RuntimeError: it has ended since it answered.
+    """
     async with superuser(cluster, "postgres") as connection:
         folder = Path(str(await connection.fetchval("SHOW data_directory")))
-    return int((folder / "postmaster.pid").read_text().split()[0])
+    if (pid := postmaster.pid(folder)) is None:
+        raise RuntimeError(f"no server runs over {folder}")
+    return pid
 
 
 async def versions(cluster: Cluster, database: str) -> Mapping[str, str]:

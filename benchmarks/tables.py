@@ -114,11 +114,10 @@ async def table(bench: Bench, rows: int, *, partitions: int = 16) -> AsyncGenera
 
 async def _in_an_average_partition(bench: Bench, database: Database, name: str, average: float) -> Tenant:
     """Make a tenant whose partition has about as many rows as each has: what it writes enters a graph of that size."""
+    tenants = [await bench.fresh_tenant(database) for _ in range(_CANDIDATES)]
+    asked = [tenant.org_id for tenant in tenants]
     async with superuser(bench.cluster, name) as connection:
         filled: dict[str, int] = {row[0]: row[1] for row in await connection.fetch(_FILLED)}
-    tenants = [await bench.fresh_tenant(database) for _ in range(_CANDIDATES)]
-    async with superuser(bench.cluster, name) as connection:
-        asked = [tenant.org_id for tenant in tenants]
         homes: dict[UUID, str] = {row[0]: row[1] for row in await connection.fetch(_HOMES, asked)}
     return min(tenants, key=lambda tenant: abs(filled.get(homes[tenant.org_id], 0) - average))
 
