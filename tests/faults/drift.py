@@ -25,8 +25,8 @@ DRIFT = [
     ),
     Fault(
         "revision-pending",
-        "memory_0012",
-        "UPDATE ibex_core.alembic_version SET version_num = 'memory_0011' WHERE version_num = 'memory_0012'",
+        "memory_0013",
+        "UPDATE ibex_core.alembic_version SET version_num = 'memory_0012' WHERE version_num = 'memory_0013'",
         mendable=False,
     ),
     Fault(

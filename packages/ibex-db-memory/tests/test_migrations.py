@@ -78,6 +78,7 @@ async def test_up_and_down_and_up_again(ibex_db: Database) -> None:
             "memory_0010",
             "memory_0011",
             "memory_0012",
+            "memory_0013",
         ]
 
         assert await migrator.check() == []

@@ -278,6 +278,25 @@ BEGIN
 END """,
 )
 
+# Why a function asks, and why its plan is kept: memory_0013.
+_IS_ACTIVE = Function(
+    "embedding_spaces_is_active",
+    """
+BEGIN
+    IF space IS NULL THEN
+        RETURN NOT EXISTS (SELECT FROM ibex_core.embedding_spaces s
+            WHERE s.org_id = org AND s.status = 'active' AND NOT s.in_memories);
+    END IF;
+    RETURN EXISTS (SELECT FROM ibex_core.embedding_spaces s
+        WHERE s.org_id = org AND s.status = 'active' AND s.id = space);
+END """,
+    arguments="org uuid, space uuid",
+    result="boolean",
+    volatility="STABLE",
+    options="PARALLEL SAFE",
+    settings={"search_path": "pg_catalog, pg_temp", "plan_cache_mode": "force_generic_plan"},
+)
+
 SPACES = Guards(
     triggers=(
         Trigger(
@@ -287,7 +306,7 @@ SPACES = Guards(
     FOR EACH STATEMENT EXECUTE FUNCTION ibex_core.embedding_spaces_active_last()""",
         ),
     ),
-    functions=(_ACTIVE_LAST,),
+    functions=(_ACTIVE_LAST, _IS_ACTIVE),
     sharded=(_sharded.ACTIVE_LAST,),
 )
 

@@ -100,7 +100,7 @@ def statement(
             select(func.count()).select_from(nearest).scalar_subquery().label("nearest_found"),
         )
         .join(top, Memory.id == top.c.id)
-        .where(Memory.org_id == ORG, spaces.holds(beside))
+        .where(Memory.org_id == ORG, spaces.holds(beside, sharded=sharded))
         .order_by(top.c.score.desc(), Memory.id)
     )
 

@@ -109,7 +109,9 @@ _LIMIT = bindparam("limit", type_=Integer())
 
 
 @cache
-def statement(shape: frozenset[str], *, exact: bool, beside: int | None = None) -> Select[Memory, float]:
+def statement(
+    shape: frozenset[str], *, exact: bool, beside: int | None = None, sharded: bool = False
+) -> Select[Memory, float]:
     """Return the nearest rows and their cosine distance in [0, 2], nearest first.
 
     One statement for each shape of filters, so that it is built and compiled
@@ -122,7 +124,12 @@ def statement(shape: frozenset[str], *, exact: bool, beside: int | None = None) 
     rank = (distance + literal_column("0")) if exact else distance
     inner = (
         select(Memory, rank.label("distance"))
-        .where(Memory.org_id == _ORG, *spaces.present(beside), spaces.holds(beside), *conditions(shape))
+        .where(
+            Memory.org_id == _ORG,
+            *spaces.present(beside),
+            spaces.holds(beside, sharded=sharded),
+            *conditions(shape),
+        )
         .order_by(rank)
         .limit(_LIMIT)
         .options(defer(Memory.search_vector, raiseload=True))

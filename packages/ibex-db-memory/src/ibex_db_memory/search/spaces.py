@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary
 
 import pgvector
 from sqlalchemy import (
+    Boolean,
     ColumnElement,
     Integer,
     Select,
@@ -25,6 +26,7 @@ from sqlalchemy import (
     false,
     func,
     literal_column,
+    null,
     select,
 )
 
@@ -156,11 +158,15 @@ def now_active() -> Select[UUID, bool, str | None, int, bool]:
     return cast("Select[UUID, bool, str | None, int, bool]", found.where(EmbeddingSpace.org_id == ORG, _ACTIVE))
 
 
-def holds(beside: int | None) -> ColumnElement[bool]:
+def holds(beside: int | None, *, sharded: bool = False) -> ColumnElement[bool]:
     """Return the condition that what is believed is so; parameters: org_id, and space_id where ``beside``.
 
-    No column of the query's own tables is in it: it is evaluated once, before any row is read.
+    No column of the query's own tables is in it: it is evaluated once, before any row is read.  A function asks
+    (memory_0013), whose plan is kept; on a shard none may, and the condition is written out.
     """
+    if not sharded:
+        believed = null().cast(Uuid()) if beside is None else _SPACE
+        return cast("ColumnElement[bool]", func.ibex_core.embedding_spaces_is_active(ORG, believed, type_=Boolean()))
     space: Any = select(literal_column("1", Integer())).where(EmbeddingSpace.org_id == ORG, _ACTIVE)
     if beside is None:
         return cast("ColumnElement[bool]", ~space.where(EmbeddingSpace.in_memories.is_(False)).correlate(None).exists())

@@ -258,7 +258,8 @@ class Finding(Past):
     ) -> Sequence[Hit]:
         parameters = {"org_id": self._tenant, "query": embedding, "limit": limit}
         parameters |= filters.parameters | space.parameters
-        statement = query.statement(filters.shape, exact=exact, beside=space.beside)
+        sharded = await self._is_sharded()
+        statement = query.statement(filters.shape, exact=exact, beside=space.beside, sharded=sharded)
         return query.nearest_first(await self._rows(statement, parameters))
 
     async def _scope_size(self, filters: Filters) -> int:
