@@ -241,6 +241,7 @@ def everything(session: nox.Session) -> None:
         session.notify(f"lowest({suite})")
         session.notify(f"latest({suite})")
         session.notify(f"system({suite})")
+    session.notify("bench", posargs=["--size", "smoke"])  # the peers' adapters run nowhere else
     session.notify("summary")
 
 

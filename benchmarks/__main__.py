@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from benchmarks import loading, report
 from benchmarks.bench import Bench
 from benchmarks.dataset import DataSet
-from benchmarks.measures import CROWDED, MEASURES
+from benchmarks.measures import CROWDED, MEASURES, conversations as real
 from benchmarks.peers.process import PeerProcess, database_of, running
 from benchmarks.peers.recipes import RECIPES, Recipe
 from benchmarks.placement import Placement
@@ -26,7 +26,9 @@ _DATABASE = "bench"
 _OUT = Path(__file__).parent / "out"
 
 
-async def run(size: Size, only: Sequence[str], recipes: Sequence[Recipe], out: Path, *, keep: bool) -> Results:
+async def run(
+    size: Size, only: Sequence[str], recipes: Sequence[Recipe], out: Path, *, conversations: Path | None, keep: bool
+) -> Results:
     """Make the measures that are not made yet, and return what all of them found."""
     store = Store(out, size.name)
     server = out / "server"
@@ -56,7 +58,20 @@ async def run(size: Size, only: Sequence[str], recipes: Sequence[Recipe], out: P
             for name in wanted:
                 if name != loading.NAME or not loaded:
                     task = progress.add_task(name, total=None)
-                    bench = Bench(size, data, cluster, out, database, _DATABASE, raw, peers, progress, task)
+                    bench = Bench(
+                        size=size,
+                        data=data,
+                        cluster=cluster,
+                        conversations=conversations,
+                        folder=out,
+                        database=database,
+                        database_name=_DATABASE,
+                        raw=raw,
+                        peers=peers,
+                        placement=placement,
+                        progress=progress,
+                        task=task,
+                    )
                     began = time.monotonic()
                     if name not in CROWDED:
                         placement.on_one()
@@ -90,6 +105,7 @@ def main() -> None:
     parser.add_argument("--size", choices=SIZES, default="small", help="smoke: a minute; small: minutes; full: hours")
     parser.add_argument("--only", help=f"these measures, separated by commas: {', '.join(MEASURES)}")
     parser.add_argument("--peers", help="these peers, by module, separated by commas; '' for none; default: all")
+    parser.add_argument("--conversations", type=Path, help="measure on real ones too: see benchmarks.evidence_recall")
     parser.add_argument("--out", type=Path, default=_OUT, help="results, and what an interrupted run needs to go on")
     parser.add_argument("--keep", action="store_true", help="keep the server's data, so that more can be measured")
     parser.add_argument("--no-plots", action="store_true", help="JSON and Markdown only; needs no matplotlib")
@@ -97,13 +113,17 @@ def main() -> None:
     given = parser.parse_args()
     only: str | None = given.only
     chosen: str | None = given.peers
-    names = list(MEASURES) if only is None else [loading.NAME, *only.split(",")]
+    conversations: Path | None = given.conversations
+    offered = [name for name in MEASURES if name != real.NAME or conversations is not None]
+    names = offered if only is None else [loading.NAME, *only.split(",")]
     if unknown := set(names) - set(MEASURES):
         parser.error(f"no such measure: {', '.join(sorted(unknown))}")
+    if real.NAME in names and conversations is None:
+        parser.error(f"{real.NAME} are measured on your own: give their folder by --conversations")
     recipes = [recipe for recipe in RECIPES if chosen is None or recipe.module in chosen.split(",")]
     out: Path = given.out.resolve() / given.size
     logging.getLogger("ibex_db.platform").setLevel(logging.ERROR)  # it warns of every cross-tenant session
-    results = asyncio.run(run(SIZES[given.size], names, recipes, out, keep=given.keep))
+    results = asyncio.run(run(SIZES[given.size], names, recipes, out, conversations=conversations, keep=given.keep))
     report.write(results, out, plots=not given.no_plots, docs=given.docs)
 
 

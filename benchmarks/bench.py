@@ -10,6 +10,7 @@ from rich.progress import Progress, TaskID
 from benchmarks import ours
 from benchmarks.dataset import Array, DataSet, Tenant, clustered
 from benchmarks.peers.process import PeerProcess
+from benchmarks.placement import Placement
 from benchmarks.server import Raw, superuser
 from benchmarks.sizes import Size
 from benchmarks.words import content
@@ -28,11 +29,13 @@ class Bench:
         size: how much and how often.
         data: the data set.
         cluster: the server.
+        conversations: a folder of real ones, as benchmarks.evidence_recall describes it; None: there are none.
         folder: of what is kept between interrupted runs.
         database: ours, over the loaded data set.
         database_name: on the server.
         raw: the hand-written side's connections to the same database.
         peers: those that run, loaded.
+        placement: of client and server on processors.
         progress: what the reader watches.
         task: the line of the measure that is running.
     """
@@ -40,11 +43,13 @@ class Bench:
     size: Size
     data: DataSet
     cluster: Cluster
+    conversations: Path | None
     folder: Path
     database: Database
     database_name: str
     raw: Raw
     peers: Sequence[PeerProcess]
+    placement: Placement
     progress: Progress
     task: TaskID
     _written: int = field(default_factory=lambda: int(time.time()) * _FRESH)  # beyond what an interrupted run wrote

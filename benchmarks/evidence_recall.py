@@ -22,7 +22,7 @@ import re
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -145,27 +145,53 @@ def table(answers: Mapping[str, Sequence[Answer]]) -> str:
     return "\n".join(lines)
 
 
-async def run(folder: Path, conversations: frozenset[str] | None) -> None:
-    """Load, ask, print."""
+async def ask_all(
+    cluster: Cluster,
+    folder: Path,
+    conversations: frozenset[str] | None = None,
+    *,
+    step: Callable[[int], Callable[[], None]] = lambda _total: lambda: None,
+) -> tuple[Sequence[Question], Mapping[str, Sequence[Answer]]]:
+    """Load every turn, and ask every question in every mode.
+
+    Args:
+        cluster: the server, which gets a database for it and loses it again.
+        folder: of the four files.
+        conversations: whose questions are asked; None: everybody's.
+        step: told how many questions there are; what it returns is called after each.
+
+    Returns:
+        The questions that were asked, and each mode's answers in their order.
+    """
     turns = read(folder / "turns.jsonl")
     questions = read_questions(folder, turns)
     asked = [question for question in questions if conversations is None or question.conversation in conversations]
+    done = step(len(asked))
+    await cluster.drop_database(DATABASE)
+    await cluster.create_database(DATABASE)
+    answers: dict[str, list[Answer]] = defaultdict(list)
+    async with cluster.database(DATABASE) as database:
+        await database.upgrade()
+        org_id, agents = await load(database, folder, turns)
+        await vacuum(cluster)
+        for mode in MODES:  # compiles the statements and counts the scopes
+            for question in {question.conversation: question for question in asked}.values():
+                await ask(database, org_id, agents[question.conversation], question, mode)
+        for question in asked:
+            for mode in MODES:
+                answers[mode].append(await ask(database, org_id, agents[question.conversation], question, mode))
+            done()
+    await cluster.drop_database(DATABASE)
+    return asked, answers
+
+
+async def run(folder: Path, conversations: frozenset[str] | None) -> None:
+    """Load, ask, print."""
     with EmbeddedPostgres.throwaway() as server:
         cluster = Cluster.of(server)
         await cluster.create_logins()
-        await cluster.create_database(DATABASE)
-        async with cluster.database(DATABASE) as database:
-            await database.upgrade()
-            org_id, agents = await load(database, folder, turns)
-            await vacuum(cluster)
-            for mode in MODES:  # compiles the statements and counts the scopes
-                for question in {question.conversation: question for question in asked}.values():
-                    await ask(database, org_id, agents[question.conversation], question, mode)
-            answers: dict[str, list[Answer]] = defaultdict(list)
-            for question in asked:
-                for mode in MODES:
-                    answers[mode].append(await ask(database, org_id, agents[question.conversation], question, mode))
-    print(f"{len(turns)} memories, {len(asked)} questions of {len({q.conversation for q in asked})} conversations")
+        asked, answers = await ask_all(cluster, folder, conversations)
+    print(f"{len(asked)} questions of {len({question.conversation for question in asked})} conversations")
     print(table(answers))
 
 

@@ -4,7 +4,7 @@ The same tables, policies, columns and plans as ours; no checks of input, no
 objects, and only what each query needs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING
@@ -64,10 +64,13 @@ RETRIEVED = """UPDATE ibex_core.memories SET retrieval_count = retrieval_count +
     WHERE org_id = $1 AND id = ANY($2)"""
 
 
-async def search(raw: Raw, query: Query, *, lean: bool = False, limit: int = K) -> Sequence[int]:
-    """Return the rows nearest to a query, in a transaction of its own."""
+async def search(
+    raw: Raw, query: Query, *, lean: bool = False, limit: int = K, meanwhile: Callable[[], None] = lambda: None
+) -> Sequence[int]:
+    """Return the rows nearest to a query, in a transaction of its own; ``meanwhile`` is done before the statement."""
     sql = (SEARCH_LEAN if lean else SEARCH)[query.tenant.rows <= EXACT_UP_TO]
     async with raw.tenant(query.tenant.org_id) as connection:
+        meanwhile()
         found = await connection.fetch(sql, query.tenant.org_id, pgvector.Vector(query.vector), limit)
     return [row["id"].int - 1 for row in found]
 

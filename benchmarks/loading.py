@@ -37,7 +37,7 @@ async def _load_ours(bench: Bench) -> Finding:
             for _ in rows:
                 step()
         written = time.perf_counter()
-        await build_vector_index(connection)
+        await build_vector_index(connection, workers=bench.size.build_workers)
         for _ in range(data.rows):
             step()
     values = {

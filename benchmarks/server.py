@@ -43,9 +43,12 @@ _BUILD_MEMORY = "512MB"
 # No statement may take too long here: on a busy machine a large write takes what it takes.
 _PATIENT = EngineSettings(max_overflow=0, pool_timeout=600, statement_timeout=0, lock_timeout=0, idle_timeout=0)
 
+EF_CONSTRUCTION = 200
+"""As the migration declares the vector index."""
+
 _HNSW = (
     "CREATE INDEX memories_embedding_hnsw ON ibex_core.memories USING hnsw (embedding vector_cosine_ops) "
-    "WITH (m = 16, ef_construction = 200)"
+    "WITH (m = 16, ef_construction = {})"
 )
 
 
@@ -118,10 +121,12 @@ class Raw:
         return cls.at(dsn(cluster.url(database, user=user)), pool_size=pool_size)
 
     @asynccontextmanager
-    async def tenant(self, org_id: UUID) -> "AsyncGenerator[PoolConnectionProxy[asyncpg.Record]]":
+    async def tenant(
+        self, org_id: UUID, *, begin: str = "BEGIN; SET LOCAL app.current_org_id = '{}'"
+    ) -> "AsyncGenerator[PoolConnectionProxy[asyncpg.Record]]":
         """Open a transaction of one tenant: a round trip for BEGIN, one for COMMIT."""
         async with self.pool.acquire() as connection:
-            await connection.execute(f"BEGIN; SET LOCAL app.current_org_id = '{org_id}'")
+            await connection.execute(begin.format(org_id))
             try:
                 yield connection
             except BaseException:
@@ -159,11 +164,21 @@ async def drop_vector_index(connection: "asyncpg.Connection[asyncpg.Record]") ->
     await connection.execute("DROP INDEX IF EXISTS ibex_core.memories_embedding_hnsw")
 
 
-async def build_vector_index(connection: "asyncpg.Connection[asyncpg.Record]") -> None:
-    """Build the index as the migration declares it, then count and clean as autovacuum would."""
+async def build_vector_index(
+    connection: "asyncpg.Connection[asyncpg.Record]", *, workers: int, ef_construction: int = EF_CONSTRUCTION
+) -> None:
+    """Build the index, as the migration declares it or less thoroughly; then count and clean as autovacuum would.
+
+    Args:
+        connection: a superuser's.
+        workers: beside the session itself; with one or more, the build's memory is shared memory.
+        ef_construction: candidates that are kept as a row is linked.
+    """
     await connection.execute(f"SET maintenance_work_mem = '{_BUILD_MEMORY}'")
-    await connection.execute(_HNSW)
+    await connection.execute(f"SET max_parallel_maintenance_workers = {workers}")
+    await connection.execute(_HNSW.format(ef_construction))
     await connection.execute("RESET maintenance_work_mem")
+    await connection.execute("RESET max_parallel_maintenance_workers")
     await connection.execute("VACUUM (ANALYZE) ibex_core.memories")
 
 

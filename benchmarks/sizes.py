@@ -25,6 +25,7 @@ class Size:
         seconds: of each closed loop of the concurrency measure.
         isolation_seconds: of the isolation measure.
         starts: fresh interpreters.
+        build_workers: processes that help to build a vector index; their memory is shared memory.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Size:
     seconds: float
     isolation_seconds: float
     starts: int
+    build_workers: int = 0
 
 
 SIZES: Mapping[str, Size] = {
@@ -101,6 +103,7 @@ SIZES: Mapping[str, Size] = {
             seconds=5.0,
             isolation_seconds=60.0,
             starts=25,
+            build_workers=1,
         ),
     )
 }

@@ -4,13 +4,13 @@ import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from uuid import UUID
 
 import numpy as np
 
 from benchmarks import ours
 from benchmarks.bench import Bench
 from benchmarks.dataset import Query, Tenant, clustered, near, nearest
+from benchmarks.homes import fresh_tenant
 from benchmarks.server import build_vector_index, drop_vector_index, migrated, superuser
 from benchmarks.words import question
 from ibex_db import Database
@@ -20,12 +20,6 @@ _NUMBERS = 20_000_000
 # Heap, out of line and all indexes; each is measured as a whole.
 _TABLE_SIZE = "SELECT sum(pg_total_relation_size(oid)) FROM pg_class WHERE relkind = 'r' AND relname LIKE 'memories_p%'"
 _VERSIONS_SIZE = "SELECT pg_total_relation_size('ibex_core.memory_versions')"
-_CANDIDATES = 16
-_FILLED = "SELECT tableoid::regclass::text, count(*) FROM ibex_core.memories GROUP BY 1"
-_HOMES = """SELECT o.id, p.inhrelid::regclass::text FROM unnest($1::uuid[]) o (id), pg_inherits p
-    WHERE p.inhparent = 'ibex_core.memories'::regclass AND satisfies_hash_partition(p.inhparent,
-        (SELECT count(*) FROM pg_inherits i WHERE i.inhparent = p.inhparent)::int,
-        substring(p.inhrelid::regclass::text FROM '\\d+$')::int, o.id)"""
 _INDEX_SIZE = """SELECT sum(pg_relation_size(i.indexrelid)) FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
     JOIN pg_am a ON a.oid = c.relam JOIN pg_class t ON t.oid = i.indrelid
     WHERE a.amname = 'hnsw' AND t.relname LIKE 'memories_p%'"""
@@ -86,13 +80,14 @@ async def table(bench: Bench, rows: int, *, partitions: int = 16) -> AsyncGenera
     step = bench.steps(rows)
     async with await migrated(bench.cluster, name, partitions=partitions) as database:
         async with superuser(bench.cluster, name) as connection:
-            await drop_vector_index(connection)
-            start = time.perf_counter()
-            for tenant in tenants:
-                await _fill(database, tenant, step)
-            written = time.perf_counter()
-            await build_vector_index(connection)
-            built = time.perf_counter()
+            with bench.placement.crowded():
+                await drop_vector_index(connection)
+                start = time.perf_counter()
+                for tenant in tenants:
+                    await _fill(database, tenant, step)
+                written = time.perf_counter()
+                await build_vector_index(connection, workers=bench.size.build_workers)
+                built = time.perf_counter()
             index_bytes = int(await connection.fetchval(_INDEX_SIZE))
             table_bytes = int(await connection.fetchval(_TABLE_SIZE)) - index_bytes
             versions_bytes = int(await connection.fetchval(_VERSIONS_SIZE))
@@ -102,7 +97,7 @@ async def table(bench: Bench, rows: int, *, partitions: int = 16) -> AsyncGenera
             database,
             name,
             tenants[: len(bench.size.growth_tenants)],
-            await _in_an_average_partition(bench, database, name, rows / partitions),
+            (await fresh_tenant(bench, database, name, beside=rows // partitions))[0],
             built - written,
             index_bytes,
             table_bytes,
@@ -110,16 +105,6 @@ async def table(bench: Bench, rows: int, *, partitions: int = 16) -> AsyncGenera
             rows / (written - start),
         )
     await bench.cluster.drop_database(name)
-
-
-async def _in_an_average_partition(bench: Bench, database: Database, name: str, average: float) -> Tenant:
-    """Make a tenant whose partition has about as many rows as each has: what it writes enters a graph of that size."""
-    tenants = [await bench.fresh_tenant(database) for _ in range(_CANDIDATES)]
-    asked = [tenant.org_id for tenant in tenants]
-    async with superuser(bench.cluster, name) as connection:
-        filled: dict[str, int] = {row[0]: row[1] for row in await connection.fetch(_FILLED)}
-        homes: dict[UUID, str] = {row[0]: row[1] for row in await connection.fetch(_HOMES, asked)}
-    return min(tenants, key=lambda tenant: abs(filled.get(homes[tenant.org_id], 0) - average))
 
 
 def _tenants(watched: Sequence[int], rows: int) -> Iterator[Tenant]:

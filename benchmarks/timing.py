@@ -17,24 +17,30 @@ _RESAMPLES = 500
 
 @dataclass(frozen=True)
 class Shot(Generic[A]):
-    """One thing done: the seconds that it took, what came of it, and the seconds of this process's processor."""
+    """One thing done: the seconds that it took, what came of it, and of them the processor's for client and server."""
 
     seconds: float
     answer: A
     processor: float = 0.0
+    server: float = 0.0
 
 
 Contestant = Callable[[int], Awaitable[Shot[A]]]
 """Does the thing for the round of that number."""
 
 
-def clocked(work: Callable[[int], Awaitable[A]]) -> Contestant[A]:
-    """Take the time around a coroutine."""
+def _nothing() -> float:
+    return 0.0
+
+
+def clocked(work: Callable[[int], Awaitable[A]], server: Callable[[], float] = _nothing) -> Contestant[A]:
+    """Take the time around a coroutine; ``server`` tells the seconds that its backends have spent so far."""
 
     async def shoot(number: int) -> Shot[A]:
-        used, start = time.process_time(), time.perf_counter()
+        before, used, start = server(), time.process_time(), time.perf_counter()
         answer = await work(number)
-        return Shot(time.perf_counter() - start, answer, time.process_time() - used)
+        seconds, spent = time.perf_counter() - start, time.process_time() - used
+        return Shot(seconds, answer, spent, server() - before)
 
     return shoot
 
@@ -78,10 +84,15 @@ class Times(Generic[A]):
         return float(np.quantile(self.seconds, 0.95))
 
     def milliseconds(self) -> dict[str, float]:
-        """Return p50 and p95 as a finding shows them, and the median of the client's own processor time."""
-        processor = float(np.median([shot.processor for shot in self.shots]))
-        client = {"client_ms": processor * 1000} if processor else {}
-        return {"p50_ms": self.p50 * 1000, "p95_ms": self.p95 * 1000, **client}
+        """Return p50 and p95 as a finding shows them, and the medians of what client and server spent."""
+        client = float(np.median([shot.processor for shot in self.shots]))
+        server = float(np.median([shot.server for shot in self.shots]))
+        spent = {"client_ms": client * 1000, "server_ms": server * 1000}
+        return {
+            "p50_ms": self.p50 * 1000,
+            "p95_ms": self.p95 * 1000,
+            **{name: value for name, value in spent.items() if value},
+        }
 
     def over(self, other: "Times[A]") -> dict[str, float]:
         """Return this median over the other's, and where 95 % of resampled pairs of rounds put it."""

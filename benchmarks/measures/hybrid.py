@@ -1,4 +1,4 @@
-"""Search by vector and words together, over its vector leg alone."""
+"""Search by vector and words together, over its vector leg alone; and its words alone."""
 
 from collections.abc import Sequence
 
@@ -9,10 +9,11 @@ from benchmarks.timing import clocked, interleave
 
 NAME = "hybrid"
 VECTOR = f"{OURS}, vector leg"
+WORDS = f"{OURS}, words"
 
 
 async def measure(bench: Bench) -> list[Finding]:
-    """Search tenants of each size both ways."""
+    """Search tenants of each size in each way."""
     return [finding for rows in bench.size.tenants for finding in await _at(bench, rows)]
 
 
@@ -22,11 +23,15 @@ async def _at(bench: Bench, rows: int) -> list[Finding]:
     async def vector(number: int) -> Sequence[int]:
         return await ours.search(bench.database, queries[number])
 
+    async def words(number: int) -> Sequence[int]:
+        return await ours.search(bench.database, queries[number], text=True, vector=False)
+
     async def both(number: int) -> Sequence[int]:
         return await ours.search(bench.database, queries[number], text=True)
 
     step = bench.steps(len(queries))
-    times = await interleave({VECTOR: clocked(vector), OURS: clocked(both)}, len(queries), step=step)
+    contestants = {VECTOR: clocked(vector), WORDS: clocked(words), OURS: clocked(both)}
+    times = await interleave(contestants, len(queries), step=step)
     return [
         Finding(NAME, name, {"tenant": rows}, {**run.milliseconds(), **run.over(times[VECTOR])})
         for name, run in times.items()

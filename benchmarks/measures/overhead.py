@@ -1,23 +1,63 @@
-"""What ibex-db adds to a search: the same plan over the same rows, and nobody else in between."""
+"""What ibex-db adds to a search, and where: the same plan over the same rows, and nobody else in between.
 
+Three more by hand tell the parts apart. ``STATEMENT`` sends our own statement: what it adds to the plain one is the
+server's planning. ``COMMANDS`` sends our BEGIN as well, which throws away what raw SQL of the transaction before may
+have left. ``BUSY`` sends the plain statement from a client that computes between BEGIN and it: what it adds to the
+server's time is what two processes on one processor take from each other's caches.
+"""
+
+import copy
+import time
 from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+import pgvector
 
 from benchmarks import handwritten, ours
+from benchmarks.backends import Backends, watched
 from benchmarks.bench import Bench
+from benchmarks.dataset import K, Query
 from benchmarks.results import OURS, RAW, Finding
+from benchmarks.statements import rendered
 from benchmarks.timing import clocked, interleave
+from ibex_db_memory.search import query as searching
+from ibex_db_memory.search.plan import EXACT_UP_TO
 
 NAME = "overhead"
 LEAN = f"{RAW}, id and content only"
+STATEMENT = f"{RAW}, our statement"
+COMMANDS = f"{RAW}, our BEGIN and statement"
+BUSY = f"{RAW}, a busy client"
+
+_BEGIN = "BEGIN; CLOSE ALL; DISCARD TEMP; COMMIT; BEGIN; SET LOCAL app.current_org_id = '{}'; SET LOCAL ROLE NONE"
+
+# As much of a processor as a search of ours takes of its client, beyond the plain one (the figures of this measure).
+_COMPUTED = 0.0006
+# What it computes with: rows as objects, which is what the time of ours goes to.
+_ROW: dict[str, object] = {
+    f"column_{number}": [UUID(int=number), datetime(2026, 1, 1, tzinfo=UTC), "text", {}][number % 4]
+    for number in range(26)
+}
 
 
 async def measure(bench: Bench) -> list[Finding]:
-    """Search each size of tenant, three ways."""
-    return [finding for rows in bench.size.tenants for finding in await _at(bench, rows)]
+    """Search each size of tenant in every way."""
+    found: list[Finding] = []
+    for rows in bench.size.tenants:
+        query = bench.data.queries(rows)[0]
+        await handwritten.search(bench.raw, query)  # so that each side has its connection
+        await ours.search(bench.database, query)
+        async with watched(bench.cluster, bench.database_name) as backends:
+            found += await _at(bench, rows, backends)
+    return found
 
 
-async def _at(bench: Bench, rows: int) -> list[Finding]:
+async def _at(bench: Bench, rows: int, backends: Backends) -> list[Finding]:
     queries = bench.data.queries(rows)
+    sql, _ = _statement(queries[0])
+    made = [_statement(query)[1] for query in queries]
 
     async def raw(number: int) -> Sequence[int]:
         return await handwritten.search(bench.raw, queries[number])
@@ -25,13 +65,38 @@ async def _at(bench: Bench, rows: int) -> list[Finding]:
     async def lean(number: int) -> Sequence[int]:
         return await handwritten.search(bench.raw, queries[number], lean=True)
 
+    async def statement(number: int) -> Sequence[int]:
+        async with bench.raw.tenant(queries[number].tenant.org_id) as connection:
+            return [row["id"].int - 1 for row in await connection.fetch(sql, *made[number])]
+
+    async def commands(number: int) -> Sequence[int]:
+        async with bench.raw.tenant(queries[number].tenant.org_id, begin=_BEGIN) as connection:
+            return [row["id"].int - 1 for row in await connection.fetch(sql, *made[number])]
+
+    async def busy(number: int) -> Sequence[int]:
+        return await handwritten.search(bench.raw, queries[number], meanwhile=_compute)
+
     async def mine(number: int) -> Sequence[int]:
         return await ours.search(bench.database, queries[number])
 
-    contestants = {RAW: clocked(raw), OURS: clocked(mine), LEAN: clocked(lean)}
+    works = {RAW: raw, OURS: mine, LEAN: lean, STATEMENT: statement, COMMANDS: commands, BUSY: busy}
+    contestants = {name: clocked(work, backends.seconds) for name, work in works.items()}
     step = bench.steps(len(queries))
     times = await interleave(contestants, len(queries), warm=len(queries) // 5, step=step)
     return [
         Finding(NAME, name, {"tenant": rows}, {**run.milliseconds(), **run.over(times[RAW])})
         for name, run in times.items()
     ]
+
+
+def _statement(query: Query) -> tuple[str, Sequence[Any]]:
+    """Return our statement and its arguments."""
+    given = {"org_id": query.tenant.org_id, "query": pgvector.Vector(query.vector), "limit": K}
+    exact = query.tenant.rows <= EXACT_UP_TO
+    return rendered(searching.statement(frozenset(), exact=exact), given)
+
+
+def _compute() -> None:
+    end = time.perf_counter() + _COMPUTED
+    while time.perf_counter() < end:
+        copy.deepcopy(_ROW)

@@ -1,21 +1,34 @@
-"""Writing one memory: ours, which looks for a twin and tags, over a bare INSERT of the same row; and the peers."""
+"""Writing one memory: ours, which looks for a twin and tags, over a bare INSERT of the same row; and the peers.
 
-from benchmarks import handwritten, ours
+Into tenants of each size it is rolled back, so that they keep their size: the times compare with each other alone.
+"""
+
+from collections.abc import Awaitable, Callable
+
+from benchmarks import handwritten, homes, ours
 from benchmarks.bench import Bench
+from benchmarks.dataset import Tenant
 from benchmarks.peers.process import PeerProcess
 from benchmarks.results import OURS, RAW, Finding
 from benchmarks.timing import Contestant, Shot, clocked, interleave
+from ibex_db import MemoryRepository
 
 NAME = "remember"
 DUPLICATE = f"{OURS}, a duplicate"
+UNDONE = f"{OURS}, rolled back"
 
 _WARM = 5
 
 
 async def measure(bench: Bench) -> list[Finding]:
-    """Write new memories in turn, each in a transaction of its own, to a tenant that grows by them alone."""
+    """Write new memories in turn, each in a transaction of its own."""
+    return [*await _side_by_side(bench), *await _by_tenant(bench)]
+
+
+async def _side_by_side(bench: Bench) -> list[Finding]:
+    """Write to a tenant that grows by them alone, in the partition whose rows are nearest to the average."""
     rounds = bench.size.writes
-    tenant = await bench.fresh_tenant()
+    tenant, beside = await homes.fresh_tenant(bench, bench.database, bench.database_name, beside=bench.data.rows // 16)
     mine = iter(zip(*bench.fresh_memories(rounds + _WARM), strict=True))
     theirs = iter(zip(*bench.fresh_memories(rounds + _WARM), strict=True))
     known = next(iter(zip(*bench.fresh_memories(1), strict=True)))
@@ -38,15 +51,51 @@ async def measure(bench: Bench) -> list[Finding]:
         **{peer.name: _of(bench, peer) for peer in bench.peers},
     }
     times = await interleave(contestants, rounds, warm=_WARM, step=bench.steps(rounds))
+    peers = {peer.name for peer in bench.peers}
+    held = sum(tenant.rows for tenant in bench.data.for_peers)
     return [
         Finding(
             NAME,
             name,
-            {"rows": bench.data.rows},
+            {"beside rows": held if name in peers else beside},
             {**run.milliseconds(), **run.over(times[RAW]), "created": float(sum(run.answers))},
         )
         for name, run in times.items()
     ]
+
+
+async def _by_tenant(bench: Bench) -> list[Finding]:
+    """Write to a tenant of each size, and undo it."""
+    tenants = {tenant.rows: tenant for tenant in bench.data.tenants}
+    beside = await homes.rows_beside(bench, bench.database_name, [tenant.org_id for tenant in tenants.values()])
+    contestants = {str(rows): clocked(_undone(bench, tenant)) for rows, tenant in tenants.items()}
+    rounds = bench.size.writes
+    times = await interleave(contestants, rounds, warm=_WARM, step=bench.steps(rounds))
+    return [
+        Finding(
+            NAME,
+            UNDONE,
+            {"tenant": rows, "beside rows": beside[tenant.org_id]},
+            {**times[str(rows)].milliseconds(), "created": float(sum(times[str(rows)].answers))},
+        )
+        for rows, tenant in tenants.items()
+    ]
+
+
+def _undone(bench: Bench, tenant: Tenant) -> Callable[[int], Awaitable[bool]]:
+    fresh = iter(zip(*bench.fresh_memories(bench.size.writes + _WARM), strict=True))
+
+    async def work(_number: int) -> bool:
+        content, vector = next(fresh)
+        async with bench.database.tenant(tenant.org_id) as session:
+            kept = await MemoryRepository(session).remember(
+                agent_id=tenant.agent_id, content=content, embedding=vector, category="factual"
+            )
+            created = kept.created
+            await session.rollback()
+        return created
+
+    return work
 
 
 def _of(bench: Bench, peer: PeerProcess) -> Contestant[bool]:

@@ -1,6 +1,6 @@
 """Writing many memories at once: rows/s of ours, of raw statements over the same rows' shape, of the peers."""
 
-from benchmarks import handwritten, ours
+from benchmarks import handwritten, homes, ours
 from benchmarks.bench import Bench
 from benchmarks.dataset import Array
 from benchmarks.peers.process import PeerProcess
@@ -18,7 +18,7 @@ Fresh = list[tuple[str, Array]]
 async def measure(bench: Bench) -> list[Finding]:
     """Write batches in turn, each in a transaction of its own, into the same indexed table."""
     rounds = bench.size.batches
-    tenant = await bench.fresh_tenant()
+    tenant, beside = await homes.fresh_tenant(bench, bench.database, bench.database_name, beside=bench.data.rows // 16)
     async with Raw.connected(bench.cluster, bench.database_name, pool_size=1, user="postgres") as superuser:
 
         def fresh() -> Fresh:
@@ -43,13 +43,15 @@ async def measure(bench: Bench) -> list[Finding]:
             **{peer.name: _of(bench, peer) for peer in bench.peers},
         }
         times = await interleave(contestants, rounds, warm=0, step=bench.steps(rounds))
+    peers = {peer.name for peer in bench.peers}
+    held = sum(tenant.rows for tenant in bench.data.for_peers)
     return [
         Finding(
             NAME,
             name,
-            {"batch": bench.size.batch},
+            {"batch": bench.size.batch, "beside rows": held if name in peers else beside},
             {
-                "rows_per_s": sum(run.answers) / sum(run.seconds),
+                "rows_per_s": bench.size.batch / run.p50,
                 "of_unnest": times[UNNEST].p50 / run.p50,
                 "of_copy": times[COPY].p50 / run.p50,
                 "rows": float(sum(run.answers)),

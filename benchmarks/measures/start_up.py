@@ -1,4 +1,4 @@
-"""Start-up: importing, and the first query, each in an interpreter that has imported nothing yet."""
+"""Start-up: importing, the first query with what it imports, and without, each in an interpreter of its own."""
 
 import asyncio
 import json
@@ -17,20 +17,25 @@ DRIVERS = "sqlalchemy.ext.asyncio, asyncpg"
 
 _AROUND = """
 import sys, time
+{before}
 start = time.perf_counter()
 {code}
 print('{{"seconds": %f, "modules": %d}}' % (time.perf_counter() - start, len(sys.modules)))
 """
-_OURS = """
+_IMPORT_OURS = """
 import asyncio, uuid
 from ibex_db import Database, MemoryRepository
+"""
+_OURS = """
 async def main():
     async with Database({dsn!r}) as db, db.tenant(uuid.UUID({org!r})) as session:
         assert len(await MemoryRepository(session).find(limit=10)) == 10
 asyncio.run(main())
 """
-_RAW = """
+_IMPORT_RAW = """
 import asyncio, uuid, asyncpg
+"""
+_RAW = """
 async def main():
     org = uuid.UUID({org!r})
     pool = await asyncpg.create_pool({dsn!r}, min_size=1)
@@ -50,13 +55,15 @@ async def measure(bench: Bench) -> list[Finding]:
     """Import ours and what it stands on, in turn; then connect and ask."""
     url = bench.cluster.url(bench.database_name, user=SERVICE_LOGIN)
     where = {"dsn": dsn(url), "org": str(bench.data.tenants[0].org_id)}
+    raw, mine = _RAW.format(**where), _OURS.format(**where)
     cases = {
-        "import": {DRIVERS: f"import {DRIVERS}", OURS: "import ibex_db"},
-        "first query": {RAW: _RAW.format(**where), OURS: _OURS.format(**where)},
+        "import": {DRIVERS: ("", f"import {DRIVERS}"), OURS: ("", "import ibex_db")},
+        "import and first query": {RAW: ("", _IMPORT_RAW + raw), OURS: ("", _IMPORT_OURS + mine)},
+        "first query, when all is imported": {RAW: (_IMPORT_RAW, raw), OURS: (_IMPORT_OURS, mine)},
     }
     found: list[Finding] = []
     for what, codes in cases.items():
-        contestants = {name: _fresh(code) for name, code in codes.items()}
+        contestants = {name: _fresh(*code) for name, code in codes.items()}
         times = await interleave(contestants, bench.size.starts, warm=1, step=bench.steps(bench.size.starts))
         base = next(iter(times.values()))
         for name, run in times.items():
@@ -65,11 +72,13 @@ async def measure(bench: Bench) -> list[Finding]:
     return found
 
 
-def _fresh(code: str) -> Contestant[int]:
+def _fresh(before: str, code: str) -> Contestant[int]:
+    """Run code in a fresh interpreter; ``before`` is run first and not timed."""
+
     async def shoot(_number: int) -> Shot[int]:
         with tempfile.TemporaryDirectory() as elsewhere:
             process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-c", _AROUND.format(code=code)),
+                *(sys.executable, "-c", _AROUND.format(before=before, code=code)),
                 cwd=elsewhere,
                 stdout=asyncio.subprocess.PIPE,
             )

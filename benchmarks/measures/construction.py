@@ -1,0 +1,71 @@
+"""What hnsw's ef_construction buys: building, writing into what is built, and recall in tenants that it answers.
+
+The recall is that of the plain statement at ``ef_search`` 100: no scan makes up for a graph that lost a topic.
+"""
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import pgvector
+
+from benchmarks import handwritten, homes, ours
+from benchmarks.bench import Bench
+from benchmarks.dataset import K
+from benchmarks.results import OURS, RAW, Finding
+from benchmarks.server import build_vector_index, drop_vector_index, superuser
+from benchmarks.timing import clocked, interleave
+from ibex_db_memory.search.plan import EXACT_UP_TO
+
+NAME = "construction"
+
+_VALUES = (64, 128, 200)
+
+
+async def measure(bench: Bench) -> list[Finding]:
+    """Build the index of the data set anew with each value, write many into its fullest partition, and search."""
+    tenant, beside = await homes.fresh_tenant(bench, bench.database, bench.database_name, beside=bench.data.rows)
+    large = [rows for rows in bench.size.tenants if rows > EXACT_UP_TO]
+    step = bench.steps(len(_VALUES) * (len(large) + 2))
+    found: list[Finding] = []
+    for value in _VALUES:
+        async with superuser(bench.cluster, bench.database_name) as connection:
+            with bench.placement.crowded():
+                await drop_vector_index(connection)
+                start = time.perf_counter()
+                await build_vector_index(connection, workers=bench.size.build_workers, ef_construction=value)
+                built = time.perf_counter() - start
+        step()
+        for rows in large:
+            found.append(await _searched(bench, rows, value))
+            step()
+        drafts = [
+            ours.draft(tenant, said, vector)
+            for said, vector in zip(*bench.fresh_memories(bench.size.batch), strict=True)
+        ]
+        start = time.perf_counter()
+        await ours.remember_many(bench.database, tenant, drafts)
+        written = bench.size.batch / (time.perf_counter() - start)
+        step()
+        values = {"build_seconds": built, "written_per_s": written}
+        found.append(Finding(NAME, OURS, {"ef_construction": value, "beside rows": beside}, values))
+    return found
+
+
+async def _searched(bench: Bench, rows: int, value: int) -> Finding:
+    queries = bench.data.queries(rows)
+
+    async def search(number: int) -> Sequence[int]:
+        query = queries[number]
+        async with bench.raw.tenant(query.tenant.org_id) as connection:
+            given = (query.tenant.org_id, pgvector.Vector(query.vector), K)
+            return [row["id"].int - 1 for row in await connection.fetch(handwritten.SEARCH[False], *given)]
+
+    run = (await interleave({RAW: clocked(search)}, len(queries)))[RAW]
+    recalls = [query.recall(answer) for query, answer in zip(queries, run.answers, strict=True)]
+    return Finding(
+        NAME,
+        RAW,
+        {"ef_construction": value, "tenant": rows},
+        {"recall": float(np.mean(recalls)), **run.milliseconds()},
+    )
