@@ -4,6 +4,7 @@ import math
 
 from benchmarks.markdown import table
 from benchmarks.results import OURS, Results
+from benchmarks.sizes import SIZES
 
 BILLION = 1_000_000_000
 # Memory for one build: what a partition's graph must fit in, or building slows down many times.
@@ -29,9 +30,11 @@ def projection(results: Results) -> str:
     fitting = _BUILD_BYTES / values["index_bytes_per_row"]
     needed = BILLION / fitting
     partitions = next((count for count in _PARTITION_CHOICES if count >= needed), _PARTITION_CHOICES[-1])
+    workers = SIZES[str(results.environment["size"])].build_workers
+    builders = f"{workers + 1} cores" if workers else "one core"
     hours = BILLION / values["build_rows_per_s"] / 3600
     lines += [
-        ["building the vector index", f"{values['build_rows_per_s']:,.0f} a second", f"{hours:,.0f} hours of one core"],
+        ["building the vector index", f"{values['build_rows_per_s']:,.0f} a second", f"{hours:,.0f} hours of {builders}"],
         [
             "partitions, so that a graph is built in 8 GB",
             f"{fitting / 1e6:.1f} million memories each",

@@ -63,6 +63,17 @@ async def test_a_conflict_on_a_unique_constraint_names_the_values_too(db: Databa
     assert caught.value.values == {"org_id": acme, "bot_id": bot.id, "number": 1}
 
 
+@pytest.mark.parametrize(
+    "asked", ["SELECT ibex_core.of_tomorrow()", "SELECT of_tomorrow FROM ibex_core.bots", "TABLE ibex_core.of_tomorrow"]
+)
+async def test_what_the_database_does_not_have_yet_says_to_upgrade_it(db: Database, acme: UUID, asked: str) -> None:
+    with pytest.raises(
+        DatabaseError, match="of_tomorrow.* does not exist; .* run `ibex-db upgrade` before the services"
+    ):
+        async with db.tenant(acme) as session:
+            await session.execute(text(asked))
+
+
 async def test_a_conflict_on_the_primary_key_names_the_id(db: Database, acme: UUID) -> None:
     async with db.tenant(acme) as session:
         bot = await BotRepository(session).add(Bot(slug="robin"))

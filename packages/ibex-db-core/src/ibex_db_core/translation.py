@@ -63,6 +63,10 @@ _Told = type[
     | ConnectionLostError
 ]
 
+# A table, a column or a function.
+_MISSING = (
+    "where it is one of ibex-db's, the database is older than this service: run `ibex-db upgrade` before the services"
+)
 _BY_STATE: dict[str, tuple[_Told, str]] = {
     "23505": (ConflictError, "change the value, or update the row that has it"),
     "23503": (ForeignKeyError, "name a row that exists in this organization, or remove what still points here"),
@@ -84,6 +88,9 @@ _BY_STATE: dict[str, tuple[_Told, str]] = {
         "give the service the key that `ibex-db sign --status` names; where it has that, foreign SQL set the tenant",
     ),
     "IB002": (SignatureLateError, "run it again: db.run() does, on a connection that reads the server's clock anew"),
+    "42P01": (DatabaseError, _MISSING),
+    "42703": (DatabaseError, _MISSING),
+    "42883": (DatabaseError, _MISSING),
     "53100": (DatabaseError, "the server's disk is full: free space there; nothing of this transaction was kept"),
     "58P01": (
         DatabaseError,
