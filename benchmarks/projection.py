@@ -34,7 +34,11 @@ def projection(results: Results) -> str:
     builders = f"{workers + 1} cores" if workers else "one core"
     hours = BILLION / values["build_rows_per_s"] / 3600
     lines += [
-        ["building the vector index", f"{values['build_rows_per_s']:,.0f} a second", f"{hours:,.0f} hours of {builders}"],
+        [
+            "building the vector index",
+            f"{values['build_rows_per_s']:,.0f} a second",
+            f"{hours:,.0f} hours of {builders}",
+        ],
         [
             "partitions, so that a graph is built in 8 GB",
             f"{fitting / 1e6:.1f} million memories each",

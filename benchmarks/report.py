@@ -150,6 +150,10 @@ def _spent(values: Mapping[str, float]) -> str:
     return f"{_timed(values)}; {values.get('client_ms', 0):.2f}, {values.get('server_ms', 0):.2f} ms"
 
 
+def _pages(values: Mapping[str, float]) -> str:
+    return f"{values['pages_in_buffers']:,.0f}, {values['pages_read']:,.0f}" if "pages_read" in values else ""
+
+
 def _searched(values: Mapping[str, float]) -> str:
     return f"{values['recall']:.3f}, {values['p50_ms']:.2f} ms, {values['ratio']:.2f}"
 
@@ -180,6 +184,7 @@ _TABLES: Mapping[str, Callable[[Results], str]] = {
     ),
     "Search by words: p50, over policies off": _pivot("lexical", "tenant", _timed),
     "Hybrid search: p50, over the vector leg": _pivot("hybrid", "tenant", _timed),
+    "Hybrid search: pages found in shared_buffers, and read from outside": _pivot("hybrid", "tenant", _pages),
     "Real conversations: evidence recall@10, p50, over the vector leg": _lines(
         "conversations", recall="recall", p50_ms="p50_ms", ratio="ratio"
     ),

@@ -102,7 +102,7 @@ SIZES: Mapping[str, Size] = {
             pools=(1, 4, 16),
             seconds=5.0,
             isolation_seconds=60.0,
-            starts=25,
+            starts=15,
             build_workers=1,
         ),
     )

@@ -6,16 +6,15 @@ is not used, and every row of the tenant is read instead.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
 
 from benchmarks import handwritten, ours
 from benchmarks.bench import Bench
 from benchmarks.dataset import K, Query
 from benchmarks.results import OURS, Finding
 from benchmarks.server import BYPASS, Raw, superuser
-from benchmarks.statements import rendered
+from benchmarks.statements import MEAN_LENGTH, Sent, worded
 from benchmarks.timing import clocked, interleave
-from ibex_db_memory.search.lexical import K1, B, statement
+from ibex_db_memory.search.lexical import K1, B
 
 NAME = "lexical"
 FREE = "our statement, policies off"
@@ -24,8 +23,6 @@ NAIVE = "hand-written BM25 over search_vector, policies on"
 
 # In larger tenants the naive way takes seconds a search.
 _NAIVE_UP_TO = 10_000
-# Lexemes of a memory, on average; it moves scores, not time.
-_MEAN_LENGTH = 15.0
 
 _FUNCTION, _COPY = "ibex_core.memories_bm25", "public.bench_bm25"
 _DEFINITION = "SELECT pg_get_functiondef(to_regproc($1))"
@@ -49,7 +46,7 @@ WITH terms AS (
     FROM used GROUP BY number
 ), best AS (
     SELECT used.id,
-        sum(idf * used.tf * ({K1} + 1) / (used.tf + {K1} * (1 - {B} + {B} * used.length / {_MEAN_LENGTH}::float8)))
+        sum(idf * used.tf * ({K1} + 1) / (used.tf + {K1} * (1 - {B} + {B} * used.length / {MEAN_LENGTH}::float8)))
         AS score
     FROM used JOIN weighed USING (number) GROUP BY used.id ORDER BY score DESC, used.id LIMIT $4
 )
@@ -58,8 +55,6 @@ FROM best JOIN ibex_core.memories m ON m.org_id = $1 AND m.id = best.id
 WHERE m.status = 'active' AND m.deleted_at IS NULL AND (m.expires_at IS NULL OR m.expires_at > now())
 ORDER BY best.score DESC, m.id
 """
-
-Asked = Callable[[Query], tuple[str, Sequence[Any]]]
 
 
 async def measure(bench: Bench) -> list[Finding]:
@@ -82,7 +77,7 @@ async def _at(bench: Bench, free: Raw, bound: Raw, rows: int) -> list[Finding]:
 
     contestants = {
         FREE: clocked(_by(free, queries, _copied)),
-        BOUND: clocked(_by(bound, queries, _ours)),
+        BOUND: clocked(_by(bound, queries, worded)),
         OURS: clocked(mine),
     }
     if rows <= _NAIVE_UP_TO:
@@ -103,7 +98,9 @@ async def _at(bench: Bench, free: Raw, bound: Raw, rows: int) -> list[Finding]:
     ]
 
 
-def _by(raw: Raw, queries: Sequence[Query], asked: Asked) -> Callable[[int], Awaitable[Sequence[int]]]:
+def _by(
+    raw: Raw, queries: Sequence[Query], asked: Callable[[Query], Sent]
+) -> Callable[[int], Awaitable[Sequence[int]]]:
     made = [asked(query) for query in queries]
 
     async def search(number: int) -> Sequence[int]:
@@ -114,16 +111,10 @@ def _by(raw: Raw, queries: Sequence[Query], asked: Asked) -> Callable[[int], Awa
     return search
 
 
-def _ours(query: Query) -> tuple[str, Sequence[Any]]:
-    given = {"org_id": query.tenant.org_id, "text": query.text, "agents": None, "limit": K, "k1": K1, "b": B}
-    scope = {"corpus_rows": query.tenant.rows, "mean_length": _MEAN_LENGTH}
-    return rendered(statement(frozenset()), {**given, **scope})
-
-
-def _copied(query: Query) -> tuple[str, Sequence[Any]]:
-    sql, arguments = _ours(query)
+def _copied(query: Query) -> Sent:
+    sql, arguments = worded(query)
     return sql.replace(_FUNCTION, _COPY), arguments
 
 
-def _naive(query: Query) -> tuple[str, Sequence[Any]]:
+def _naive(query: Query) -> Sent:
     return _NAIVE, (query.tenant.org_id, query.text, query.tenant.rows, K)

@@ -10,20 +10,14 @@ import copy
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any
 from uuid import UUID
-
-import pgvector
 
 from benchmarks import handwritten, ours
 from benchmarks.backends import Backends, watched
 from benchmarks.bench import Bench
-from benchmarks.dataset import K, Query
 from benchmarks.results import OURS, RAW, Finding
-from benchmarks.statements import rendered
+from benchmarks.statements import nearest
 from benchmarks.timing import clocked, interleave
-from ibex_db_memory.search import query as searching
-from ibex_db_memory.search.plan import EXACT_UP_TO
 
 NAME = "overhead"
 LEAN = f"{RAW}, id and content only"
@@ -56,8 +50,8 @@ async def measure(bench: Bench) -> list[Finding]:
 
 async def _at(bench: Bench, rows: int, backends: Backends) -> list[Finding]:
     queries = bench.data.queries(rows)
-    sql, _ = _statement(queries[0])
-    made = [_statement(query)[1] for query in queries]
+    sql, _ = nearest(queries[0])
+    made = [nearest(query)[1] for query in queries]
 
     async def raw(number: int) -> Sequence[int]:
         return await handwritten.search(bench.raw, queries[number])
@@ -87,13 +81,6 @@ async def _at(bench: Bench, rows: int, backends: Backends) -> list[Finding]:
         Finding(NAME, name, {"tenant": rows}, {**run.milliseconds(), **run.over(times[RAW])})
         for name, run in times.items()
     ]
-
-
-def _statement(query: Query) -> tuple[str, Sequence[Any]]:
-    """Return our statement and its arguments."""
-    given = {"org_id": query.tenant.org_id, "query": pgvector.Vector(query.vector), "limit": K}
-    exact = query.tenant.rows <= EXACT_UP_TO
-    return rendered(searching.statement(frozenset(), exact=exact), given)
 
 
 def _compute() -> None:

@@ -4,10 +4,8 @@ Both logins have the same rights and get the same SQL with the same filter on
 the organization; both send it through asyncpg, so that nothing else differs.
 """
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping
 
-import pgvector
 from sqlalchemy import text
 
 from benchmarks import handwritten
@@ -15,10 +13,8 @@ from benchmarks.bench import Bench
 from benchmarks.dataset import K, Query, Tenant, memory_id
 from benchmarks.results import Finding
 from benchmarks.server import BYPASS, Raw
-from benchmarks.statements import rendered
+from benchmarks.statements import Sent, nearest, rendered
 from benchmarks.timing import clocked, interleave
-from ibex_db_memory.search import query as searching
-from ibex_db_memory.search.plan import EXACT_UP_TO
 from ibex_db_memory.search.ranking import HotWeights, statement as hot_statement
 
 NAME = "rls"
@@ -27,32 +23,24 @@ ON, OFF = "policies on", "policies off"
 _GET = text(f"SELECT {handwritten.COLUMNS} FROM ibex_core.memories WHERE org_id = $1 AND id = $2")
 
 # From a query, the SQL of one hot path and its arguments.
-Path = Callable[[Query], tuple[str, Sequence[Any]]]
+Path = Callable[[Query], Sent]
 NONE: frozenset[str] = frozenset()
 
 
-def _search(query: Query) -> tuple[str, Sequence[Any]]:
-    exact = query.tenant.rows <= EXACT_UP_TO
-    vector = pgvector.Vector(query.vector)
-    return rendered(
-        searching.statement(NONE, exact=exact), {"org_id": query.tenant.org_id, "query": vector, "limit": K}
-    )
-
-
-def _hot(query: Query) -> tuple[str, Sequence[Any]]:
+def _hot(query: Query) -> Sent:
     given: Mapping[str, object] = {"org_id": query.tenant.org_id, "limit": K, **HotWeights().parameters}
     return rendered(hot_statement(NONE), given)
 
 
-def _get(query: Query) -> tuple[str, Sequence[Any]]:
+def _get(query: Query) -> Sent:
     return str(_GET), (query.tenant.org_id, memory_id(min(query.truth)))
 
 
-def _count(query: Query) -> tuple[str, Sequence[Any]]:
+def _count(query: Query) -> Sent:
     return handwritten.RETRIEVED, (query.tenant.org_id, [memory_id(row) for row in sorted(query.truth)])
 
 
-PATHS: Mapping[str, Path] = {"search": _search, "hot": _hot, "get": _get, "record_retrieval": _count}
+PATHS: Mapping[str, Path] = {"search": nearest, "hot": _hot, "get": _get, "record_retrieval": _count}
 
 
 async def measure(bench: Bench) -> list[Finding]:
