@@ -85,6 +85,22 @@ async def test_so_are_those_of_an_organization_that_came_after_the_statistics(
     assert await read_by(ibex_db, owner, home.org_id) == (said, 0, 0)
 
 
+async def test_a_plan_that_was_kept_of_an_empty_table_is_the_right_one_when_it_is_full(
+    ibex_db: Database, home: Home, owner: asyncpg.Connection
+) -> None:
+    """The function keeps its plan in each session: the second call, of the same one, has that of the first."""
+    await never_analyze(owner)
+    backend = text("SELECT pg_backend_pid()")
+    async with ibex_db.tenant(home.org_id) as session:
+        empty = (await session.execute(backend)).scalar_one()
+    assert await read_by(ibex_db, owner, home.org_id) == (0, 0, 0)
+    said = await fill(ibex_db, home, 1000)
+
+    assert await read_by(ibex_db, owner, home.org_id) == (said, 0, 0)
+    async with ibex_db.tenant(home.org_id) as session:
+        assert (await session.execute(backend)).scalar_one() == empty
+
+
 async def test_the_counters_would_show_another_plan(ibex_db: Database, home: Home, owner: asyncpg.Connection) -> None:
     await never_analyze(owner)
     await fill(ibex_db, home, 100)

@@ -119,7 +119,7 @@ END """,
     options="PARALLEL SAFE COST 1000",
     settings={"search_path": "pg_catalog, pg_temp"},
 )
-# What it computes, and why so: memory_0002; how it finds it: memory_0009.
+# What it computes, and why so: memory_0002; how it finds it: memory_0009; why its plan is kept: memory_0013.
 _BM25 = Function(
     "memories_bm25",
     f"""
@@ -170,7 +170,7 @@ END """,
     callers=(APP_ROLE,),
     settings={
         "search_path": "pg_catalog, pg_temp",
-        "plan_cache_mode": "force_custom_plan",
+        "plan_cache_mode": "force_generic_plan",
         "jit": "off",
         "cpu_index_tuple_cost": "1000000",
         "enable_seqscan": "off",
