@@ -108,8 +108,8 @@ def on_worker(function: Function) -> Function:
     """Return a definer's function as it is on a worker: it may ask the shard beside the query that calls it.
 
     Citus lets no query on a shard ask another table, for a shard may move.  This one asks with the organization of the
-    transaction, whose rows are here, or the query that calls it would not be.  It plans anew each time: what a kept plan
-    costs on shards, nobody has measured.
+    transaction, whose rows are here, or the query that calls it would not be.  It plans anew each time: what a plan
+    that is kept costs on shards, nobody has measured.
     """
     here = {"plan_cache_mode": "force_custom_plan", "citus.allow_nested_distributed_execution": "on"}
     return replace(function, settings={**function.settings, **here})
