@@ -162,9 +162,10 @@ _TABLES: Mapping[str, Callable[[Results], str]] = {
     "Search by vector: recall@10, p50, over hand-written asyncpg; by the tenant's memories": _pivot(
         "search", "tenant", _searched
     ),
-    "Search, ours and the limit alone: p50, ratio; of a processor the client spends, the server spends": _pivot(
-        "overhead", "tenant", _spent
+    "Search, ours and the limit alone, call by call: p50, ratio; of a processor client and server spend": _pivot(
+        "overhead", "tenant", _spent, how="call by call"
     ),
+    "The same in blocks of twenty calls, and what its parts are": _pivot("overhead", "tenant", _spent, how="in blocks"),
     "Round trips": _pivot("round_trips", "verb", lambda values: f"{values['round_trips']:g}"),
     "Loading the data set": _lines("load", rows_a_second="rows_per_s", before_the_index="without_index_rows_per_s"),
     "Writing one memory": _lines("remember", p50_ms="p50_ms", p95_ms="p95_ms", ratio="ratio"),

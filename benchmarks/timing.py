@@ -145,3 +145,36 @@ async def interleave(
         if number >= 0:
             step()
     return times
+
+
+async def in_blocks(
+    contestants: Mapping[str, Contestant[A]],
+    rounds: int,
+    *,
+    block: int = 20,
+    lead: int = 5,
+    step: Callable[[], None] = lambda: None,
+) -> dict[str, Times[A]]:
+    """Have every contestant do a block of rounds at a time, in an order drawn anew for each block.
+
+    Within a block the processor's caches hold what the contestant and its backend use, as in a service that does one
+    thing much; in :func:`interleave` the others have just emptied them.
+
+    Args:
+        contestants: by name.
+        rounds: how many are timed, numbered from 0.
+        block: rounds of one contestant before the next one's turn.
+        lead: rounds before each block that are not timed.
+        step: called after each timed block of all.
+    """
+    names = list(contestants)
+    times: dict[str, Times[A]] = {name: Times() for name in names}
+    draw = random.Random(_turns(names))
+    for first in range(0, rounds, block):
+        for name in draw.sample(names, len(names)):
+            for number in range(first - lead, min(first + block, rounds)):
+                shot = await contestants[name](number % rounds)
+                if number >= first:
+                    times[name].shots.append(shot)
+        step()
+    return times

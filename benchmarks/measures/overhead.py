@@ -1,8 +1,11 @@
 """What ibex-db adds to a search, and where: the same plan over the same rows, and nobody else in between.
 
-Three more by hand tell the parts apart. ``STATEMENT`` sends our own statement: what it adds to the plain one is the
-server's planning. ``COMMANDS`` sends our BEGIN as well, which throws away what raw SQL of the transaction before may
-have left. ``BUSY`` sends the plain statement from a client that computes between BEGIN and it: what it adds to the
+Twice: call by call in turn, so that each side finds the processor's caches as the other has left them, and in blocks,
+so that it finds them as it left them itself.  A service is between the two.
+
+In blocks, three more by hand tell the parts apart. ``STATEMENT`` sends our own statement: what it adds to the plain one
+is the server's planning. ``COMMANDS`` sends our BEGIN as well, which throws away what raw SQL of the transaction before
+may have left. ``BUSY`` sends the plain statement from a client that computes between BEGIN and it: what it adds to the
 server's time is what two processes on one processor take from each other's caches.
 """
 
@@ -17,15 +20,18 @@ from benchmarks.backends import Backends, watched
 from benchmarks.bench import Bench
 from benchmarks.results import OURS, RAW, Finding
 from benchmarks.statements import nearest
-from benchmarks.timing import clocked, interleave
+from benchmarks.timing import clocked, in_blocks, interleave
 
 NAME = "overhead"
+IN_TURN, IN_BLOCKS = "call by call", "in blocks"
 LEAN = f"{RAW}, id and content only"
 STATEMENT = f"{RAW}, our statement"
 COMMANDS = f"{RAW}, our BEGIN and statement"
 BUSY = f"{RAW}, a busy client"
 
 _BEGIN = "BEGIN; CLOSE ALL; DISCARD TEMP; COMMIT; BEGIN; SET LOCAL app.current_org_id = '{}'; SET LOCAL ROLE NONE"
+
+_BLOCK = 20
 
 # As much of a processor as a search of ours takes of its client, beyond the plain one (the figures of this measure).
 _COMPUTED = 0.0006
@@ -37,7 +43,7 @@ _ROW: dict[str, object] = {
 
 
 async def measure(bench: Bench) -> list[Finding]:
-    """Search each size of tenant in every way."""
+    """Search each size of tenant, call by call and in blocks."""
     found: list[Finding] = []
     for rows in bench.size.tenants:
         query = bench.data.queries(rows)[0]
@@ -75,12 +81,18 @@ async def _at(bench: Bench, rows: int, backends: Backends) -> list[Finding]:
 
     works = {RAW: raw, OURS: mine, LEAN: lean, STATEMENT: statement, COMMANDS: commands, BUSY: busy}
     contestants = {name: clocked(work, backends.seconds) for name, work in works.items()}
-    step = bench.steps(len(queries))
-    times = await interleave(contestants, len(queries), warm=len(queries) // 5, step=step)
-    return [
-        Finding(NAME, name, {"tenant": rows}, {**run.milliseconds(), **run.over(times[RAW])})
-        for name, run in times.items()
-    ]
+    count, blocks = len(queries), -(-len(queries) // _BLOCK)
+    two = {name: contestants[name] for name in (RAW, OURS)}
+    found: list[Finding] = []
+    for how, times in (
+        (IN_TURN, await interleave(two, count, warm=count // 5, step=bench.steps(count))),
+        (IN_BLOCKS, await in_blocks(contestants, count, block=_BLOCK, step=bench.steps(blocks))),
+    ):
+        found += [
+            Finding(NAME, name, {"tenant": rows, "how": how}, {**run.milliseconds(), **run.over(times[RAW])})
+            for name, run in times.items()
+        ]
+    return found
 
 
 def _compute() -> None:
