@@ -10,6 +10,7 @@ from uuid import UUID
 
 import asyncpg
 import pytest
+from alone import ALONE
 from homes import Home
 from sqlalchemy import text
 
@@ -234,6 +235,7 @@ async def test_the_words_follow_the_content_and_nothing_else(
     assert await said(memories, "tea") == []
 
 
+@ALONE
 async def test_counters_of_memories_whose_words_lie_out_of_line_stay_hot(
     ibex_db: Database, home: Home, vector: Callable[[int], list[float]]
 ) -> None:

@@ -1,11 +1,11 @@
 """The first migration: partitions, ownership, HOT updates, and back again."""
 
 import asyncio
-import os
 import random
 
 import asyncpg
 import pytest
+from alone import ALONE
 from homes import Home
 from sqlalchemy import CheckConstraint, text
 
@@ -141,12 +141,7 @@ async def test_tables_and_functions_belong_to_the_owner_role(session: ScopedSess
     assert list(functions) == ["ibex_owner"]
 
 
-# Most likely: each database that another process drops makes a checkpoint, and a page that it writes is not pruned
-# meanwhile.  Alone on a server all updates are HOT; on one that two test processes shared, 505 to 590 of 590 were.
-@pytest.mark.skipif(
-    {"IBEX_TEST_DATABASE_URL", "PYTEST_XDIST_WORKER"} <= os.environ.keys(),
-    reason="another process makes checkpoints on the same server: run it with -n 0",
-)
+@ALONE
 @pytest.mark.parametrize("words", [1, 8, 40])
 async def test_bumping_counters_is_hot_every_time_however_short_the_rows(
     ibex_db: Database, home: Home, words: int

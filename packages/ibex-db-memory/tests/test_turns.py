@@ -8,6 +8,7 @@ from uuid import UUID
 
 import asyncpg
 import pytest
+from alone import ALONE
 from homes import Home
 from sqlalchemy import text
 
@@ -76,6 +77,7 @@ async def updates(owner: asyncpg.Connection) -> tuple[int, int]:
     return row[0], row[1]
 
 
+@ALONE
 @pytest.mark.usefixtures("patient")
 async def test_many_tasks_that_count_the_same_rows_lose_no_count_and_stay_hot(
     ten: Rows, owner: asyncpg.Connection

@@ -8,6 +8,7 @@ from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
+from alone import ALONE
 
 from ibex_db_core.database import Database
 from ibex_db_core.errors import InvalidInputError
@@ -62,6 +63,7 @@ async def test_counting_is_no_version(memories: MemoryRepository, agent_id: UUID
     assert len(await memories.history(ident)) == 1
 
 
+@ALONE
 async def test_every_count_is_a_hot_update(
     ibex_db: Database, org_id: UUID, agent_id: UUID, vector: Vector, owner: asyncpg.Connection
 ) -> None:
@@ -209,6 +211,7 @@ async def test_another_organizations_memories_are_not_judged(
     assert await memories.record_injection(ids) == 0
 
 
+@ALONE
 async def test_feedback_and_injections_are_hot_updates_and_no_versions(
     ibex_db: Database, org_id: UUID, agent_id: UUID, vector: Vector, owner: asyncpg.Connection
 ) -> None:
