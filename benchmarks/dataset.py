@@ -105,6 +105,11 @@ class Query:
         return len(self.truth.intersection(rows)) / len(self.truth)
 
 
+def mean_recall(queries: Sequence[Query], answers: Sequence[Sequence[int]]) -> float:
+    """Return the mean of the queries' recalls."""
+    return float(np.mean([query.recall(answer) for query, answer in zip(queries, answers, strict=True)]))
+
+
 class DataSet:
     """Tenants from the smallest to the largest, their vectors, and queries."""
 
@@ -129,6 +134,11 @@ class DataSet:
     def for_peers(self) -> Sequence[Tenant]:
         """The tenants that the peers hold as well."""
         return [tenant for tenant in self.tenants if tenant.rows <= self._size.peers_up_to]
+
+    @property
+    def peer_rows(self) -> int:
+        """How many memories these have."""
+        return sum(tenant.rows for tenant in self.for_peers)
 
     def make(self) -> None:
         """Write the files where they are missing."""

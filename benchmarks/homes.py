@@ -4,7 +4,7 @@ from uuid import UUID
 
 from benchmarks.bench import Bench
 from benchmarks.dataset import Tenant
-from benchmarks.server import superuser
+from benchmarks.server import PARTITIONS, superuser
 from ibex_db import Database
 
 _CANDIDATES = 16
@@ -31,6 +31,12 @@ async def fresh_tenant(bench: Bench, database: Database, name: str, *, beside: i
     homes = await rows_beside(bench, name, [tenant.org_id for tenant in tenants])
     chosen = min(tenants, key=lambda tenant: abs(homes[tenant.org_id] - beside))
     return chosen, homes[chosen.org_id]
+
+
+async def average_tenant(bench: Bench) -> tuple[Tenant, int]:
+    """Make a tenant beside the data set, in the partition whose rows are nearest to the average; return both."""
+    average = bench.data.rows // PARTITIONS
+    return await fresh_tenant(bench, bench.database, bench.database_name, beside=average)
 
 
 async def rows_beside(bench: Bench, name: str, asked: list[UUID]) -> dict[UUID, int]:

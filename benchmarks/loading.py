@@ -49,7 +49,7 @@ async def _load_ours(bench: Bench) -> Finding:
 
 async def _load_peer(bench: Bench, peer: PeerProcess) -> Finding:
     tenants = bench.data.for_peers
-    total = sum(tenant.rows for tenant in tenants)
+    total = bench.data.peer_rows
     step = bench.steps(total)
     seconds = 0.0
     waiting: list[tuple[int, int, int]] = []

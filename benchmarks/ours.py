@@ -26,12 +26,15 @@ async def search_and_record(database: Database, query: Query) -> int:
         return await memories.record_retrieval(hit.memory.id for hit in hits)
 
 
-async def remember(database: Database, tenant: Tenant, content: str, vector: Array) -> Kept:
-    """Keep one memory, in a transaction of its own."""
+async def remember(database: Database, tenant: Tenant, content: str, vector: Array, *, undo: bool = False) -> Kept:
+    """Keep one memory, in a transaction of its own; ``undo``: which is rolled back."""
     async with database.tenant(tenant.org_id) as session:
-        return await MemoryRepository(session).remember(
+        kept = await MemoryRepository(session).remember(
             agent_id=tenant.agent_id, content=content, embedding=vector, category="factual"
         )
+        if undo:
+            await session.rollback()
+        return kept
 
 
 async def remember_many(

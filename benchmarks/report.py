@@ -151,7 +151,7 @@ def _spent(values: Mapping[str, float]) -> str:
 
 
 def _pages(values: Mapping[str, float]) -> str:
-    return f"{values['pages_in_buffers']:,.0f}, {values['pages_read']:,.0f}" if "pages_read" in values else ""
+    return f"{values['pages_in_buffers']:,.0f}, {values['pages_read']:,.0f}"
 
 
 def _searched(values: Mapping[str, float]) -> str:

@@ -43,6 +43,9 @@ _BUILD_MEMORY = "512MB"
 # No statement may take too long here: on a busy machine a large write takes what it takes.
 _PATIENT = EngineSettings(max_overflow=0, pool_timeout=600, statement_timeout=0, lock_timeout=0, idle_timeout=0)
 
+PARTITIONS = 16
+"""As the migration makes them unless it is told otherwise."""
+
 EF_CONSTRUCTION = 200
 """As the migration declares the vector index."""
 
@@ -82,7 +85,7 @@ def dsn(url: URL) -> str:
     return url.render_as_string(hide_password=False)
 
 
-async def migrated(cluster: Cluster, name: str, *, partitions: int = 16, pool_size: int = 10) -> Database:
+async def migrated(cluster: Cluster, name: str, *, partitions: int = PARTITIONS, pool_size: int = 10) -> Database:
     """Return an open Database of that name with the schema in it."""
     await cluster.create_database(name)
     settings = replace(_PATIENT, pool_size=pool_size)

@@ -11,7 +11,7 @@ from benchmarks import ours
 from benchmarks.bench import Bench
 from benchmarks.dataset import Query, Tenant, clustered, near, nearest
 from benchmarks.homes import fresh_tenant
-from benchmarks.server import build_vector_index, drop_vector_index, migrated, superuser
+from benchmarks.server import PARTITIONS, build_vector_index, drop_vector_index, migrated, superuser
 from benchmarks.words import question
 from ibex_db import Database
 
@@ -72,7 +72,7 @@ class Table:
 
 
 @asynccontextmanager
-async def table(bench: Bench, rows: int, *, partitions: int = 16) -> AsyncGenerator[Table]:
+async def table(bench: Bench, rows: int, *, partitions: int = PARTITIONS) -> AsyncGenerator[Table]:
     """Make a table, and drop it at the end."""
     name = f"bench_{rows}_{partitions}"
     await bench.cluster.drop_database(name)

@@ -121,6 +121,8 @@ async def interleave(
     rounds: int,
     *,
     warm: int = 5,
+    block: int = 1,
+    lead: int = 0,
     step: Callable[[], None] = lambda: None,
 ) -> dict[str, Times[A]]:
     """Have every contestant do every round, in an order drawn anew for each.
@@ -132,49 +134,21 @@ async def interleave(
         contestants: by name.
         rounds: how many are timed, numbered from 0.
         warm: rounds before them that are not.
-        step: called after each timed round.
-    """
-    names = list(contestants)
-    times: dict[str, Times[A]] = {name: Times() for name in names}
-    draw = random.Random(_turns(names))
-    for number in range(-min(warm, rounds), rounds):
-        for name in draw.sample(names, len(names)):
-            shot = await contestants[name](number % rounds)
-            if number >= 0:
-                times[name].shots.append(shot)
-        if number >= 0:
-            step()
-    return times
-
-
-async def in_blocks(
-    contestants: Mapping[str, Contestant[A]],
-    rounds: int,
-    *,
-    block: int = 20,
-    lead: int = 5,
-    step: Callable[[], None] = lambda: None,
-) -> dict[str, Times[A]]:
-    """Have every contestant do a block of rounds at a time, in an order drawn anew for each block.
-
-    Within a block the processor's caches hold what the contestant and its backend use, as in a service that does one
-    thing much; in :func:`interleave` the others have just emptied them.
-
-    Args:
-        contestants: by name.
-        rounds: how many are timed, numbered from 0.
-        block: rounds of one contestant before the next one's turn.
+        block: rounds of one contestant before the next one's turn: within a block the processor's caches hold what it
+            and its backend use, as in a service that does one thing much; else the others have just emptied them.
         lead: rounds before each block that are not timed.
         step: called after each timed block of all.
     """
     names = list(contestants)
     times: dict[str, Times[A]] = {name: Times() for name in names}
     draw = random.Random(_turns(names))
-    for first in range(0, rounds, block):
+    for first in (*range(-min(warm, rounds), 0), *range(0, rounds, block)):
+        after = first + 1 if first < 0 else min(first + block, rounds)
         for name in draw.sample(names, len(names)):
-            for number in range(first - lead, min(first + block, rounds)):
+            for number in range(first - lead, after):
                 shot = await contestants[name](number % rounds)
-                if number >= first:
+                if number >= max(first, 0):
                     times[name].shots.append(shot)
-        step()
+        if first >= 0:
+            step()
     return times

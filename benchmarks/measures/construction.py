@@ -6,12 +6,9 @@ The recall is that of the plain statement at ``ef_search`` 100: no scan makes up
 import time
 from collections.abc import Sequence
 
-import numpy as np
-import pgvector
-
 from benchmarks import handwritten, homes, ours
 from benchmarks.bench import Bench
-from benchmarks.dataset import K
+from benchmarks.dataset import mean_recall
 from benchmarks.results import OURS, RAW, Finding
 from benchmarks.server import build_vector_index, drop_vector_index, superuser
 from benchmarks.timing import clocked, interleave
@@ -56,16 +53,12 @@ async def _searched(bench: Bench, rows: int, value: int) -> Finding:
     queries = bench.data.queries(rows)
 
     async def search(number: int) -> Sequence[int]:
-        query = queries[number]
-        async with bench.raw.tenant(query.tenant.org_id) as connection:
-            given = (query.tenant.org_id, pgvector.Vector(query.vector), K)
-            return [row["id"].int - 1 for row in await connection.fetch(handwritten.SEARCH[False], *given)]
+        return await handwritten.search(bench.raw, queries[number])
 
     run = (await interleave({RAW: clocked(search)}, len(queries)))[RAW]
-    recalls = [query.recall(answer) for query, answer in zip(queries, run.answers, strict=True)]
     return Finding(
         NAME,
         RAW,
         {"ef_construction": value, "tenant": rows},
-        {"recall": float(np.mean(recalls)), **run.milliseconds()},
+        {"recall": mean_recall(queries, run.answers), **run.milliseconds()},
     )

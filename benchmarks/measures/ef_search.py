@@ -2,12 +2,11 @@
 
 from collections.abc import Awaitable, Callable, Sequence
 
-import numpy as np
 import pgvector
 
 from benchmarks import handwritten
 from benchmarks.bench import Bench
-from benchmarks.dataset import K
+from benchmarks.dataset import K, mean_recall
 from benchmarks.results import RAW, Finding
 from benchmarks.timing import clocked, interleave
 
@@ -37,7 +36,6 @@ async def measure(bench: Bench) -> list[Finding]:
     found: list[Finding] = []
     for value in _VALUES:
         run = times[str(value)]
-        recalls = [query.recall(answer) for query, answer in zip(queries, run.answers, strict=True)]
-        values = {"recall": float(np.mean(recalls)), **run.milliseconds(), **run.over(times["100"])}
+        values = {"recall": mean_recall(queries, run.answers), **run.milliseconds(), **run.over(times["100"])}
         found.append(Finding(NAME, RAW, {"tenant": rows, "ef_search": value}, values))
     return found

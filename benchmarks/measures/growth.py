@@ -3,11 +3,9 @@
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 
-import numpy as np
-
 from benchmarks import ours
 from benchmarks.bench import Bench
-from benchmarks.dataset import Tenant, memory_id
+from benchmarks.dataset import Tenant, mean_recall, memory_id
 from benchmarks.results import OURS, Case, Finding
 from benchmarks.tables import Table, table
 from benchmarks.timing import Times, clocked, interleave
@@ -60,9 +58,8 @@ async def search(bench: Bench, measure: str, tables: Sequence[Table], tenant: Te
     found: list[Finding] = []
     for one in tables:
         run = times[str(getattr(one, by))]
-        recalls = [query.recall(answer) for query, answer in zip(queries, run.answers, strict=True)]
         case: Case = {"what": "search", "rows": one.rows, "partitions": one.partitions, "tenant": tenant.rows}
-        found.append(Finding(measure, OURS, case, {"recall": float(np.mean(recalls)), **_values(run, times)}))
+        found.append(Finding(measure, OURS, case, {"recall": mean_recall(queries, run.answers), **_values(run, times)}))
     return found
 
 

@@ -20,7 +20,7 @@ from benchmarks.backends import Backends, watched
 from benchmarks.bench import Bench
 from benchmarks.results import OURS, RAW, Finding
 from benchmarks.statements import nearest
-from benchmarks.timing import clocked, in_blocks, interleave
+from benchmarks.timing import clocked, interleave
 
 NAME = "overhead"
 IN_TURN, IN_BLOCKS = "call by call", "in blocks"
@@ -31,7 +31,7 @@ BUSY = f"{RAW}, a busy client"
 
 _BEGIN = "BEGIN; CLOSE ALL; DISCARD TEMP; COMMIT; BEGIN; SET LOCAL app.current_org_id = '{}'; SET LOCAL ROLE NONE"
 
-_BLOCK = 20
+_BLOCK, _LEAD = 20, 5
 
 # As much of a processor as a search of ours takes of its client, beyond the plain one (the figures of this measure).
 _COMPUTED = 0.0006
@@ -86,7 +86,7 @@ async def _at(bench: Bench, rows: int, backends: Backends) -> list[Finding]:
     found: list[Finding] = []
     for how, times in (
         (IN_TURN, await interleave(two, count, warm=count // 5, step=bench.steps(count))),
-        (IN_BLOCKS, await in_blocks(contestants, count, block=_BLOCK, step=bench.steps(blocks))),
+        (IN_BLOCKS, await interleave(contestants, count, warm=0, block=_BLOCK, lead=_LEAD, step=bench.steps(blocks))),
     ):
         found += [
             Finding(NAME, name, {"tenant": rows, "how": how}, {**run.milliseconds(), **run.over(times[RAW])})

@@ -11,7 +11,6 @@ from benchmarks.dataset import Tenant
 from benchmarks.peers.process import PeerProcess
 from benchmarks.results import OURS, RAW, Finding
 from benchmarks.timing import Contestant, Shot, clocked, interleave
-from ibex_db import MemoryRepository
 
 NAME = "remember"
 DUPLICATE = f"{OURS}, a duplicate"
@@ -28,7 +27,7 @@ async def measure(bench: Bench) -> list[Finding]:
 async def _side_by_side(bench: Bench) -> list[Finding]:
     """Write to a tenant that grows by them alone, in the partition whose rows are nearest to the average."""
     rounds = bench.size.writes
-    tenant, beside = await homes.fresh_tenant(bench, bench.database, bench.database_name, beside=bench.data.rows // 16)
+    tenant, beside = await homes.average_tenant(bench)
     mine = iter(zip(*bench.fresh_memories(rounds + _WARM), strict=True))
     theirs = iter(zip(*bench.fresh_memories(rounds + _WARM), strict=True))
     known = next(iter(zip(*bench.fresh_memories(1), strict=True)))
@@ -52,12 +51,11 @@ async def _side_by_side(bench: Bench) -> list[Finding]:
     }
     times = await interleave(contestants, rounds, warm=_WARM, step=bench.steps(rounds))
     peers = {peer.name for peer in bench.peers}
-    held = sum(tenant.rows for tenant in bench.data.for_peers)
     return [
         Finding(
             NAME,
             name,
-            {"beside rows": held if name in peers else beside},
+            {"beside rows": bench.data.peer_rows if name in peers else beside},
             {**run.milliseconds(), **run.over(times[RAW]), "created": float(sum(run.answers))},
         )
         for name, run in times.items()
@@ -86,14 +84,7 @@ def _undone(bench: Bench, tenant: Tenant) -> Callable[[int], Awaitable[bool]]:
     fresh = iter(zip(*bench.fresh_memories(bench.size.writes + _WARM), strict=True))
 
     async def work(_number: int) -> bool:
-        content, vector = next(fresh)
-        async with bench.database.tenant(tenant.org_id) as session:
-            kept = await MemoryRepository(session).remember(
-                agent_id=tenant.agent_id, content=content, embedding=vector, category="factual"
-            )
-            created = kept.created
-            await session.rollback()
-        return created
+        return (await ours.remember(bench.database, tenant, *next(fresh), undo=True)).created
 
     return work
 

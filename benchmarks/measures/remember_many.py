@@ -18,7 +18,7 @@ Fresh = list[tuple[str, Array]]
 async def measure(bench: Bench) -> list[Finding]:
     """Write batches in turn, each in a transaction of its own, into the same indexed table."""
     rounds = bench.size.batches
-    tenant, beside = await homes.fresh_tenant(bench, bench.database, bench.database_name, beside=bench.data.rows // 16)
+    tenant, beside = await homes.average_tenant(bench)
     async with Raw.connected(bench.cluster, bench.database_name, pool_size=1, user="postgres") as superuser:
 
         def fresh() -> Fresh:
@@ -44,12 +44,11 @@ async def measure(bench: Bench) -> list[Finding]:
         }
         times = await interleave(contestants, rounds, warm=0, step=bench.steps(rounds))
     peers = {peer.name for peer in bench.peers}
-    held = sum(tenant.rows for tenant in bench.data.for_peers)
     return [
         Finding(
             NAME,
             name,
-            {"batch": bench.size.batch, "beside rows": held if name in peers else beside},
+            {"batch": bench.size.batch, "beside rows": bench.data.peer_rows if name in peers else beside},
             {
                 "rows_per_s": bench.size.batch / run.p50,
                 "of_unnest": times[UNNEST].p50 / run.p50,

@@ -12,6 +12,7 @@ import numpy as np
 
 from benchmarks import handwritten, ours
 from benchmarks.bench import Bench
+from benchmarks.dataset import mean_recall
 from benchmarks.peers.process import PeerProcess, running
 from benchmarks.results import OURS, RAW, Finding
 from benchmarks.server import TUNED, dsn
@@ -49,9 +50,8 @@ async def _at(bench: Bench, rows: int, peers: Mapping[str, PeerProcess]) -> list
     times = await interleave(contestants, len(queries), warm=len(queries) // 5, step=step)
     found: list[Finding] = []
     for name, run in times.items():
-        recalls = [query.recall(answer) for query, answer in zip(queries, run.answers, strict=True)]
         values = {
-            "recall": float(np.mean(recalls)),
+            "recall": mean_recall(queries, run.answers),
             "rows": float(np.mean([len(answer) for answer in run.answers])),
             **run.milliseconds(),
             **run.over(times[RAW]),
