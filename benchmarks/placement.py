@@ -10,7 +10,7 @@ The server's I/O workers stay where they like: they stand for a disk, which take
 """
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -30,7 +30,7 @@ class Placement:
         return f"one of {len(self._all)}, shared by clients and backends" if self._all else "as the system likes"
 
     @contextmanager
-    def crowded(self) -> Iterator[None]:
+    def crowded(self) -> Generator[None]:
         """Let a table be filled and indexed on every processor, within a measure that is timed on one."""
         self.on_any()
         try:

@@ -130,7 +130,9 @@ class Sweeps:
         """Take back what builds the index of words, and bring it again, from two pods at once.
 
         What was broken off is gone on with, as an operator does: halfway turned round, it would never be through.
+        Meanwhile the database is older than the services, which are told so where they need what is not there.
         """
+        self.works.older = True
         try:
             async with self.db.migrator() as migrator:
                 while self._back < len(_BACK):
@@ -138,7 +140,7 @@ class Sweeps:
                     self._back += 1
                     self.done["revisions taken back"] += 1
             await asyncio.gather(self._upgrade(), self._upgrade())
-            self._back = 0
+            self._back, self.works.older = 0, False
         except MigrationError as error:
             if not isinstance(error.__cause__, _EXPECTED) and not _broken(error):
                 raise

@@ -18,6 +18,7 @@ from ibex_db import (
     AgentRepository,
     CommitUnknownError,
     Database,
+    DatabaseError,
     ForeignKeyError,
     MemoryRepository,
     NotFoundError,
@@ -42,6 +43,9 @@ _HURRY = text("SET LOCAL statement_timeout = '50ms'")
 # What is told to whoever writes for an organization that is just being erased.
 _GONE = (ForeignKeyError, NotFoundError)
 
+# What is told to a service that is newer than its database.
+_NO_FUNCTION = "42883"
+
 DONE, REFUSED, UNKNOWN = "done", "refused", "unknown"
 
 
@@ -53,10 +57,12 @@ class Works:
         routes: name to a service's Database; each thing is done over one of them, by chance.
         wrong: what nobody may ever be shown, or be told.
         done: how often each thing came to pass; told: how often each error; retries: of db.run().
+        older: the database is older than these services, because revisions are being taken back.
     """
 
     routes: Mapping[str, Database]
     chance: random.Random
+    older: bool = False
     wrong: list[str] = field(default_factory=list[str])
     done: Counter[str] = field(default_factory=Counter[str])
     told: Counter[str] = field(default_factory=Counter[str])
@@ -250,7 +256,7 @@ class Works:
 
         Whatever is raised that services are not told to expect is wrong, and written down.
         """
-        db, retried = self._any(), self.chance.random() < 0.5
+        db, retried, older = self._any(), self.chance.random() < 0.5, self.older
         tries = 0
 
         async def once(session: ScopedSession) -> None:
@@ -279,9 +285,15 @@ class Works:
             if not (book.erased or book.perhaps_erased):
                 self.wrong.append(f"{name} for {book.org_id}, which is there: {error}")
         except Exception as error:  # noqa: BLE001 - that is what is looked for
-            print(f"{name}:", *traceback.format_exception(error))  # noqa: T201 - whoever looks for it needs all of it
-            self.wrong.append(f"{name}: {type(error).__name__}: {error}")
-            outcome = UNKNOWN
+            missing = isinstance(error, DatabaseError) and error.sqlstate == _NO_FUNCTION
+            # At the beginning or at the end: revisions are taken back, or brought again, in the middle.
+            if missing and (older or self.older):
+                self.told["DatabaseError: older than the service"] += 1
+                outcome = REFUSED
+            else:
+                print(f"{name}:", *traceback.format_exception(error))  # noqa: T201 - whoever looks needs all of it
+                self.wrong.append(f"{name}: {type(error).__name__}: {error}")
+                outcome = UNKNOWN
         self.retries += max(0, tries - 1)
         self.done[name if outcome == DONE else f"{name}, {outcome}"] += 1
         return outcome

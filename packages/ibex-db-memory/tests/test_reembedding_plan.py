@@ -125,7 +125,7 @@ async def test_an_organization_that_never_moved_reads_no_vectors_beside_and_is_a
     assert sorted({name.partition("_p")[0] for name in read}) == ["memories"]
     # What is assumed of the space is a condition of the whole, not of each row; a function asks, whose plan is kept.
     conditions = [(kind, str(said)) for node in nodes for kind, said in node.items() if "embedding_spaces" in str(said)]
-    assert [kind for kind, said in conditions if kind != "Plans"] == ["One-Time Filter"]
+    assert [kind for kind, _ in conditions if kind != "Plans"] == ["One-Time Filter"]
     assert "embedding_spaces_is_active(" in dict(conditions)["One-Time Filter"]
 
 
