@@ -18,6 +18,7 @@ each question is asked in every mode in turn, so that the times compare.
 import argparse
 import asyncio
 import json
+import random
 import re
 import statistics
 import time
@@ -36,6 +37,7 @@ from ibex_db import Agent, Database, MemoryRepository, Organization
 from ibex_db_core.embedded import EmbeddedPostgres
 from ibex_db_core.provisioning import Cluster
 
+FILES = ("turns.jsonl", "turn_embeddings.npy", "questions.jsonl", "question_embeddings.npy")
 MODES = ("vector", "lexical", "hybrid")
 CUTOFFS = (1, 5, 10)
 DATABASE = "evidence_recall"
@@ -59,6 +61,12 @@ class Answer:
 
     recall: Sequence[float]
     seconds: float
+
+
+def refusal(folder: Path) -> str | None:
+    """Say what of the four files is not there; None: nothing."""
+    missing = [name for name in FILES if not (folder / name).is_file()]
+    return f"there is no {', no '.join(missing)} in it" if missing else None
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -177,8 +185,9 @@ async def ask_all(
         for mode in MODES:  # compiles the statements and counts the scopes
             for question in {question.conversation: question for question in asked}.values():
                 await ask(database, org_id, agents[question.conversation], question, mode)
+        draw = random.Random(DATABASE)
         for question in asked:
-            for mode in MODES:
+            for mode in draw.sample(MODES, len(MODES)):
                 answers[mode].append(await ask(database, org_id, agents[question.conversation], question, mode))
             done()
     await cluster.drop_database(DATABASE)
@@ -201,6 +210,8 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="turns.jsonl, questions.jsonl and their embeddings")
     parser.add_argument("--conversations", help="ask these only, separated by commas; all are loaded")
     given = parser.parse_args()
+    if (why := refusal(given.folder)) is not None:
+        parser.error(f"{given.folder}: {why}")
     names: str | None = given.conversations
     asyncio.run(run(given.folder, frozenset(names.split(",")) if names else None))
 

@@ -4,10 +4,10 @@ from uuid import UUID
 
 from benchmarks.bench import Bench
 from benchmarks.dataset import Tenant
-from benchmarks.server import PARTITIONS, superuser
+from benchmarks.server import superuser
 from ibex_db import Database
 
-_CANDIDATES = 16
+_CANDIDATES = 64
 _FILLED = "SELECT tableoid::regclass::text, count(*) FROM ibex_core.memories GROUP BY 1"
 _HOMES = """SELECT o.id, p.inhrelid::regclass::text FROM unnest($1::uuid[]) o (id), pg_inherits p
     WHERE p.inhparent = 'ibex_core.memories'::regclass AND satisfies_hash_partition(p.inhparent,
@@ -31,12 +31,6 @@ async def fresh_tenant(bench: Bench, database: Database, name: str, *, beside: i
     homes = await rows_beside(bench, name, [tenant.org_id for tenant in tenants])
     chosen = min(tenants, key=lambda tenant: abs(homes[tenant.org_id] - beside))
     return chosen, homes[chosen.org_id]
-
-
-async def average_tenant(bench: Bench) -> tuple[Tenant, int]:
-    """Make a tenant beside the data set, in the partition whose rows are nearest to the average; return both."""
-    average = bench.data.rows // PARTITIONS
-    return await fresh_tenant(bench, bench.database, bench.database_name, beside=average)
 
 
 async def rows_beside(bench: Bench, name: str, asked: list[UUID]) -> dict[UUID, int]:

@@ -9,11 +9,13 @@ from ibex_db import Agent, Database, MemoryDraft, MemoryRepository, Organization
 from ibex_db_memory.repositories.memory.writing import Kept
 
 
-async def search(database: Database, query: Query, *, text: bool = False, vector: bool = True) -> Sequence[int]:
-    """Return the rows nearest to a query, in a transaction of its own."""
+async def search(
+    database: Database, query: Query, *, text: bool = False, vector: bool = True, exact: bool = False
+) -> Sequence[int]:
+    """Return the rows nearest to a query, in a transaction of its own; ``exact``: without counting the scope first."""
     async with database.tenant(query.tenant.org_id) as session:
         hits = await MemoryRepository(session).search(
-            embedding=query.vector if vector else None, text=query.text if text else None, limit=K
+            embedding=query.vector if vector else None, text=query.text if text else None, limit=K, exact=exact
         )
     return [hit.memory.id.int - 1 for hit in hits]
 

@@ -114,16 +114,19 @@ def _growth(pyplot: Any, results: Results) -> Any:
     if not found:
         return None
     figure, (left, right) = _canvas(pyplot, 2)
-    lines = dict.fromkeys((str(one.case["what"]), one.case.get("tenant")) for one in found)
-    for what, tenant in lines:
-        line = [one for one in found if (one.case["what"], one.case.get("tenant")) == (what, tenant)]
-        label = what if tenant is None else f"{what}, tenant of {tenant:,}"
+    lines: dict[str, list[Finding]] = {}
+    for one in found:
+        tenant = (
+            f", {'one' if 'how' in one.case else 'tenant'} of {one.case['tenant']:,}" if "tenant" in one.case else ""
+        )
+        lines.setdefault(f"{one.case['what']}{tenant}", []).append(one)
+    for label, line in lines.items():
         left.plot([one.case["rows"] for one in line], [one.values["ratio"] for one in line], "o-", label=label)
     left.axhline(1.3, linestyle=":", color="grey")
     left.set(xlabel="memories in the table", ylabel="p50 over the smallest table's", ylim=(0, None))
     _log(pyplot, left, "x", [float(one.case["rows"]) for one in found])
     left.legend(loc="lower right", ncols=2, fontsize=7)
-    searched = results.of("overhead")
+    searched = results.of("overhead", how="call by call")
     for name in _names(searched):
         line = [one for one in searched if one.contestant == name]
         right.plot(

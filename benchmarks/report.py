@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.markdown import Markdown
@@ -79,8 +80,7 @@ def _environment(results: Results) -> str:
     lines = [
         (
             f"Size **{made_with['size']}**, commit {made_with['commit']}, Python {made_with['python']}, "
-            f"{made_with['processors']} processors ({made_with['machine']}), load at the start "
-            f"{made_with['load'][0]:.1f}."
+            f"{made_with['processors']} processors ({made_with['machine']}); {_when(made_with['measures'])}."
         ),
         f"- server: {server}",
         f"- ours: {packages}",
@@ -89,6 +89,16 @@ def _environment(results: Results) -> str:
         known = ", ".join(f"{package} {version}" for package, version in versions.items() if package != "settings")
         lines.append(f"- {name}: {known}; {versions['settings']}")
     return "\n".join([lines[0], "", *lines[1:]])
+
+
+def _when(measures: Mapping[str, Mapping[str, Any]]) -> str:
+    """Say when the first and the last measure began, and how busy the machine was before each."""
+    began = sorted(str(moment["began"]) for moment in measures.values())
+    load = sorted(float(moment["load"]) for moment in measures.values() if "load" in moment)
+    if not began:
+        return "nothing measured"
+    first, last = (moment[:16].replace("T", " ") for moment in (began[0], began[-1]))
+    return f"measures began from {first} to {last} UTC, at a load of {load[0]:.1f} to {load[-1]:.1f}"
 
 
 def _pivot(measure: str, column: str, cell: Cell, **case: int | str) -> Callable[[Results], str]:
@@ -143,7 +153,7 @@ def _value(value: float | None) -> str:
 
 
 def _timed(values: Mapping[str, float]) -> str:
-    return f"{values['p50_ms']:.2f} ms, {values['ratio']:.2f}"
+    return f"{values['p50_ms']:.2f} ms (p95 {values['p95_ms']:.2f}), {values['ratio']:.2f}"
 
 
 def _spent(values: Mapping[str, float]) -> str:
@@ -155,7 +165,7 @@ def _pages(values: Mapping[str, float]) -> str:
 
 
 def _searched(values: Mapping[str, float]) -> str:
-    return f"{values['recall']:.3f}, {values['p50_ms']:.2f} ms, {values['ratio']:.2f}"
+    return f"{values['recall']:.3f}, {_timed(values)}"
 
 
 _TABLES: Mapping[str, Callable[[Results], str]] = {
@@ -170,7 +180,12 @@ _TABLES: Mapping[str, Callable[[Results], str]] = {
     "Loading the data set": _lines("load", rows_a_second="rows_per_s", before_the_index="without_index_rows_per_s"),
     "Writing one memory": _lines("remember", p50_ms="p50_ms", p95_ms="p95_ms", ratio="ratio"),
     "Writing many into the indexed table": _lines(
-        "remember_many", rows_a_second="rows_per_s", of_unnest="of_unnest", of_COPY="of_copy"
+        "remember_many",
+        rows_a_second="rows_per_s",
+        of_unnest="of_unnest",
+        at_least="of_unnest_low",
+        at_most="of_unnest_high",
+        of_COPY="of_copy",
     ),
     "One remember_many of many": _lines(
         "streaming",
@@ -211,12 +226,14 @@ _TABLES: Mapping[str, Callable[[Results], str]] = {
     "hnsw.ef_search in the largest tenant, over 100": _lines(
         "ef_search", recall="recall", p50_ms="p50_ms", ratio="ratio"
     ),
-    "hnsw's ef_construction: the data set's index, and 1,000 memories written to its fullest partition": _lines(
+    "hnsw's ef_construction: the data set's index, and batches written to its fullest partition": _lines(
         "construction",
         recall="recall",
         p50_ms="p50_ms",
         build_s="build_seconds",
         rows_written_a_second="written_per_s",
+        slowest="slowest_per_s",
+        fastest="fastest_per_s",
     ),
     "Start-up": _lines("start_up", p50_ms="p50_ms", ratio="ratio", modules="modules"),
     "Isolation under load": _lines(

@@ -198,12 +198,20 @@ async def main_process(cluster: Cluster) -> int:
     return pid
 
 
-async def versions(cluster: Cluster, database: str) -> Mapping[str, str]:
-    """Say which server this is and how it is set."""
+async def analyzed(cluster: Cluster, database: str) -> None:
+    """Have the planner know a database as it is now, as autovacuum would soon: a measure may have written much."""
     async with superuser(cluster, database) as connection:
+        await connection.execute("ANALYZE")
+
+
+async def versions(cluster: Cluster) -> Mapping[str, str]:
+    """Say which server this is and how it is set."""
+    async with superuser(cluster, "postgres") as connection:
         return {
             "postgres": str(await connection.fetchval("SHOW server_version")).split()[0],
-            "pgvector": await connection.fetchval("SELECT extversion FROM pg_extension WHERE extname = 'vector'"),
+            "pgvector": await connection.fetchval(
+                "SELECT default_version FROM pg_available_extensions WHERE name = 'vector'"
+            ),
             **{
                 name: await connection.fetchval(f"SHOW {name}")
                 for name in ("shared_buffers", "maintenance_work_mem", "max_parallel_maintenance_workers", "fsync")

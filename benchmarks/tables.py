@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,7 @@ from benchmarks import ours
 from benchmarks.bench import Bench
 from benchmarks.dataset import Query, Tenant, clustered, near, nearest
 from benchmarks.homes import fresh_tenant
-from benchmarks.server import PARTITIONS, build_vector_index, drop_vector_index, migrated, superuser
+from benchmarks.server import PARTITIONS, Raw, build_vector_index, drop_vector_index, migrated, superuser
 from benchmarks.words import question
 from ibex_db import Database
 
@@ -35,6 +35,7 @@ class Table:
         database: open.
         name: of the database.
         watched: the tenants that every table has.
+        others: all that the rest of the table is made of, of a hundred memories each.
         spare: a tenant without memories, to write to, in a partition of average size.
         build_seconds: of the vector index.
         index_bytes: of the vector index.
@@ -48,6 +49,7 @@ class Table:
     database: Database
     name: str
     watched: Sequence[Tenant]
+    others: Sequence[Tenant]
     spare: Tenant
     build_seconds: float
     index_bytes: int
@@ -55,20 +57,34 @@ class Table:
     versions_bytes: int
     written_per_s: float
 
+    def by_hand(self, bench: Bench) -> AbstractAsyncContextManager[Raw]:
+        """Connect to it as a service does that is written by hand."""
+        return Raw.connected(bench.cluster, self.name)
+
     def queries(self, tenant: Tenant, count: int) -> Sequence[Query]:
         """Return queries to a watched tenant: the same in every table."""
-        vectors = clustered(tenant.rows, tenant.number)
-        places = np.random.default_rng(tenant.number).integers(tenant.rows, size=count)
-        asked = near(vectors[places], tenant.number)
-        return [
-            Query(
-                tenant,
-                vector,
-                question(tenant.first + int(place)),
-                frozenset(tenant.first + at for at in nearest(vectors, vector)),
-            )
-            for place, vector in zip(places, asked, strict=True)
-        ]
+        return queries_to(tenant, count)
+
+    def walk(self, count: int) -> Sequence[Query]:
+        """Return a query to each of so many others, spread over the table; where there are fewer, in turns."""
+        step = max(len(self.others) // count, 1)
+        return [queries_to(self.others[at * step % len(self.others)], 1)[0] for at in range(count)]
+
+
+def queries_to(tenant: Tenant, count: int) -> Sequence[Query]:
+    """Return queries near memories of a tenant whose vectors are made of its number."""
+    vectors = clustered(tenant.rows, tenant.number)
+    places = np.random.default_rng(tenant.number).integers(tenant.rows, size=count)
+    asked = near(vectors[places], tenant.number)
+    return [
+        Query(
+            tenant,
+            vector,
+            question(tenant.first + int(place)),
+            frozenset(tenant.first + at for at in nearest(vectors, vector)),
+        )
+        for place, vector in zip(places, asked, strict=True)
+    ]
 
 
 @asynccontextmanager
@@ -97,6 +113,7 @@ async def table(bench: Bench, rows: int, *, partitions: int = PARTITIONS) -> Asy
             database,
             name,
             tenants[: len(bench.size.growth_tenants)],
+            [tenant for tenant in tenants[len(bench.size.growth_tenants) :] if tenant.rows == _FILLER],
             (await fresh_tenant(bench, database, name, beside=rows // partitions))[0],
             built - written,
             index_bytes,

@@ -2,14 +2,16 @@
 
 import asyncio
 import itertools
+from collections.abc import Sequence
+from dataclasses import replace
 from uuid import UUID
 
 from benchmarks import handwritten, ours
 from benchmarks.bench import Bench
-from benchmarks.dataset import Tenant, memory_id
+from benchmarks.dataset import Query, Tenant, memory_id
 from benchmarks.loops import Work, in_turn, loop, steps
 from benchmarks.results import OURS, RAW, Finding
-from benchmarks.server import Raw, migrated
+from benchmarks.server import Raw, analyzed, migrated
 from ibex_db import Database
 
 NAME = "concurrency"
@@ -55,26 +57,38 @@ async def _with_pool(bench: Bench, database: Database, raw: Raw, pool: int) -> l
 
 
 async def _beside_a_writer(bench: Bench) -> list[Finding]:
-    """Search four at a time, while one task keeps remembering in the same tenant, and while none does."""
-    queries = bench.data.queries(min(bench.size.tenants, key=lambda rows: abs(rows - 1_000)))
-    writer = queries[0].tenant
-    found: list[Finding] = []
-    step = bench.steps(4)
+    """Search four at a time, while one task of ours keeps remembering in the same tenant, and while none does."""
+    tenant, queries = await _of_its_own(bench, min(bench.size.tenants, key=lambda rows: abs(rows - 1_000)))
 
-    async def search(number: int) -> object:
+    async def by_hand(number: int) -> object:
+        return await handwritten.search(bench.raw, queries[number % len(queries)])
+
+    async def mine(number: int) -> object:
         return await ours.search(bench.database, queries[number % len(queries)])
 
-    for turn in range(4):
-        name = WRITER if turn % 2 else ALONE
-        writing = asyncio.create_task(_write(bench, writer)) if turn % 2 else None
-        done = await loop(search, 4, bench.size.seconds)
+    works: dict[str, Work] = {RAW: by_hand, OURS: mine}
+    found: list[Finding] = []
+    step = bench.steps(4 * len(works))
+    for turn, (name, work) in itertools.product(range(4), works.items()):
+        writing = asyncio.create_task(_write(bench, tenant)) if turn % 2 else None
+        done = await loop(work, 4, bench.size.seconds)
         values = {"p50_ms": done.quantile(0.5), "p95_ms": done.quantile(0.95), "per_s": done.per_s}
         if writing is not None:
             writing.cancel()
             await asyncio.gather(writing, return_exceptions=True)
-        found.append(Finding(NAME, OURS, {"what": name, "turn": turn}, values))
+        found.append(Finding(NAME, name, {"what": WRITER if turn % 2 else ALONE, "turn": turn}, values))
         step()
     return found
+
+
+async def _of_its_own(bench: Bench, rows: int) -> tuple[Tenant, Sequence[Query]]:
+    """Make a tenant that may be written to, the data set's being what others are measured on, and queries to it."""
+    fresh = replace(await bench.fresh_tenant(), rows=rows)
+    contents, vectors = bench.fresh_memories(rows)
+    drafts = [ours.draft(fresh, content, vector) for content, vector in zip(contents, vectors, strict=True)]
+    await ours.remember_many(bench.database, fresh, drafts)
+    await analyzed(bench.cluster, bench.database_name)
+    return fresh, [Query(fresh, vector, "", frozenset()) for vector in vectors]
 
 
 async def _write(bench: Bench, tenant: Tenant) -> None:

@@ -2,16 +2,19 @@
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
+from typing import Literal
 
 from benchmarks import ours
 from benchmarks.bench import Bench
-from benchmarks.dataset import Tenant, mean_recall, memory_id
+from benchmarks.dataset import Query, Tenant, mean_recall, memory_id
 from benchmarks.results import OURS, Case, Finding
 from benchmarks.tables import Table, table
 from benchmarks.timing import Times, clocked, interleave
 from ibex_db import MemoryRepository
 
 NAME = "growth"
+
+SAME, ANOTHER = "the same tenant", "another tenant each time"
 
 Work = Callable[[int], Awaitable[Sequence[int]]]
 
@@ -23,9 +26,12 @@ async def measure(bench: Bench) -> list[Finding]:
         tables = [await exits.enter_async_context(table(bench, rows)) for rows in bench.size.growth]
         found += [_building(one) for one in tables]
         for tenant in tables[0].watched:
-            found += await search(bench, NAME, tables, tenant, "rows")
+            asked = {one.rows: one.queries(tenant, bench.size.searches) for one in tables}
+            found += await search(bench, NAME, tables, asked, "rows")
             found += await _compare(bench, tables, "hot", tenant, {one.rows: _hot(one, tenant) for one in tables})
             found += await _compare(bench, tables, "record", tenant, {one.rows: _record(one, tenant) for one in tables})
+        walks = {one.rows: one.walk(bench.size.searches) for one in tables}
+        found += await search(bench, NAME, tables, walks, "rows", whose=ANOTHER)
         found += await _compare(bench, tables, "remember", None, {one.rows: _remember(bench, one) for one in tables})
     return found
 
@@ -43,22 +49,47 @@ def _building(one: Table) -> Finding:
     return Finding(NAME, OURS, {"what": "index", "rows": one.rows, "partitions": one.partitions}, values)
 
 
-async def search(bench: Bench, measure: str, tables: Sequence[Table], tenant: Tenant, by: str) -> list[Finding]:
-    """Search one tenant in every table; findings name the table by its rows or its partitions."""
-    queries = tables[0].queries(tenant, bench.size.searches)
+async def search(
+    bench: Bench,
+    measure: str,
+    tables: Sequence[Table],
+    asked: Mapping[int, Sequence[Query]],
+    by: Literal["rows", "partitions"],
+    *,
+    whose: str = SAME,
+) -> list[Finding]:
+    """Search every table in turn; findings name the table by its rows or its partitions.
+
+    Args:
+        bench: the run.
+        measure: whose findings these are.
+        tables: to search.
+        asked: the queries of each table, by its rows or its partitions.
+        by: which of the two.
+        whose: of the same tenant, which is in every cache after the rounds that are not timed; or each of another one,
+            which nobody has searched yet where the table is large.  Those scopes are not counted first: in a small
+            table they would be known, in a large one not.
+    """
 
     def of(one: Table) -> Work:
         async def work(number: int) -> Sequence[int]:
-            return await ours.search(one.database, queries[number])
+            return await ours.search(one.database, asked[getattr(one, by)][number], exact=whose == ANOTHER)
 
         return work
 
     contestants = {str(getattr(one, by)): clocked(of(one)) for one in tables}
-    times = await interleave(contestants, len(queries), warm=len(queries), step=bench.steps(len(queries)))
+    rounds = bench.size.searches
+    times = await interleave(contestants, rounds, warm=rounds if whose == SAME else 0, step=bench.steps(rounds))
     found: list[Finding] = []
     for one in tables:
-        run = times[str(getattr(one, by))]
-        case: Case = {"what": "search", "rows": one.rows, "partitions": one.partitions, "tenant": tenant.rows}
+        run, queries = times[str(getattr(one, by))], asked[getattr(one, by)]
+        case: Case = {
+            "what": "search",
+            "rows": one.rows,
+            "partitions": one.partitions,
+            "tenant": queries[0].tenant.rows,
+        }
+        case = case if whose == SAME else {**case, "how": whose}
         found.append(Finding(measure, OURS, case, {"recall": mean_recall(queries, run.answers), **_values(run, times)}))
     return found
 

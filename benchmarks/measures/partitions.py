@@ -23,5 +23,6 @@ async def measure(bench: Bench) -> list[Finding]:
             case: Case = {"what": "index", "rows": one.rows, "partitions": one.partitions}
             found.append(Finding(NAME, OURS, case, values))
         for tenant in tables[0].watched:
-            found += await search(bench, NAME, tables, tenant, "partitions")
+            asked = {one.partitions: one.queries(tenant, bench.size.searches) for one in tables}
+            found += await search(bench, NAME, tables, asked, "partitions")
     return found

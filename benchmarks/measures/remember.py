@@ -10,6 +10,8 @@ from benchmarks.bench import Bench
 from benchmarks.dataset import Tenant
 from benchmarks.peers.process import PeerProcess
 from benchmarks.results import OURS, RAW, Finding
+from benchmarks.server import Raw
+from benchmarks.tables import Table, table
 from benchmarks.timing import Contestant, Shot, clocked, interleave
 
 NAME = "remember"
@@ -25,22 +27,27 @@ async def measure(bench: Bench) -> list[Finding]:
 
 
 async def _side_by_side(bench: Bench) -> list[Finding]:
-    """Write to a tenant that grows by them alone, in the partition whose rows are nearest to the average."""
+    """Write to a tenant that grows by them alone, beside as many rows in one vector index as the peers have."""
+    async with table(bench, bench.data.peer_rows, partitions=1) as one, one.by_hand(bench) as raw:
+        return await _beside(bench, one, raw)
+
+
+async def _beside(bench: Bench, one: Table, by_hand: Raw) -> list[Finding]:
     rounds = bench.size.writes
-    tenant, beside = await homes.average_tenant(bench)
+    tenant = one.spare
     mine = iter(zip(*bench.fresh_memories(rounds + _WARM), strict=True))
     theirs = iter(zip(*bench.fresh_memories(rounds + _WARM), strict=True))
     known = next(iter(zip(*bench.fresh_memories(1), strict=True)))
 
     async def raw(_number: int) -> bool:
         content, vector = next(theirs)
-        return await handwritten.insert(bench.raw, tenant, handwritten.row_of(tenant, content, vector)) is not None
+        return await handwritten.insert(by_hand, tenant, handwritten.row_of(tenant, content, vector)) is not None
 
     async def remember(_number: int) -> bool:
-        return (await ours.remember(bench.database, tenant, *next(mine))).created
+        return (await ours.remember(one.database, tenant, *next(mine))).created
 
     async def again(_number: int) -> bool:
-        return (await ours.remember(bench.database, tenant, *known)).created
+        return (await ours.remember(one.database, tenant, *known)).created
 
     await again(0)
     contestants: dict[str, Contestant[bool]] = {
@@ -50,12 +57,11 @@ async def _side_by_side(bench: Bench) -> list[Finding]:
         **{peer.name: _of(bench, peer) for peer in bench.peers},
     }
     times = await interleave(contestants, rounds, warm=_WARM, step=bench.steps(rounds))
-    peers = {peer.name for peer in bench.peers}
     return [
         Finding(
             NAME,
             name,
-            {"beside rows": bench.data.peer_rows if name in peers else beside},
+            {"beside rows": one.rows},
             {**run.milliseconds(), **run.over(times[RAW]), "created": float(sum(run.answers))},
         )
         for name, run in times.items()

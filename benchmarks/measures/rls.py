@@ -6,8 +6,6 @@ the organization; both send it through asyncpg, so that nothing else differs.
 
 from collections.abc import Awaitable, Callable, Mapping
 
-from sqlalchemy import text
-
 from benchmarks import handwritten
 from benchmarks.bench import Bench
 from benchmarks.dataset import K, Query, Tenant, memory_id
@@ -20,7 +18,9 @@ from ibex_db_memory.search.ranking import HotWeights, statement as hot_statement
 NAME = "rls"
 ON, OFF = "policies on", "policies off"
 
-_GET = text(f"SELECT {handwritten.COLUMNS} FROM ibex_core.memories WHERE org_id = $1 AND id = $2")
+_GET = f"SELECT {handwritten.COLUMNS} FROM ibex_core.memories WHERE org_id = $1 AND id = $2"
+_FIND = f"""SELECT {handwritten.COLUMNS} FROM ibex_core.memories WHERE org_id = $1 AND created_at >= '-infinity'
+    ORDER BY created_at DESC, id DESC LIMIT $2"""
 
 # From a query, the SQL of one hot path and its arguments.
 Path = Callable[[Query], Sent]
@@ -33,14 +33,27 @@ def _hot(query: Query) -> Sent:
 
 
 def _get(query: Query) -> Sent:
-    return str(_GET), (query.tenant.org_id, memory_id(min(query.truth)))
+    return _GET, (query.tenant.org_id, memory_id(min(query.truth)))
+
+
+def _find(query: Query) -> Sent:
+    return _FIND, (query.tenant.org_id, K)
 
 
 def _count(query: Query) -> Sent:
-    return handwritten.RETRIEVED, (query.tenant.org_id, [memory_id(row) for row in sorted(query.truth)])
+    return f"{handwritten.RETRIEVED} RETURNING id", (
+        query.tenant.org_id,
+        [memory_id(row) for row in sorted(query.truth)],
+    )
 
 
-PATHS: Mapping[str, Path] = {"search": nearest, "hot": _hot, "get": _get, "record_retrieval": _count}
+PATHS: Mapping[str, Path] = {
+    "search": nearest,
+    "hot": _hot,
+    "get": _get,
+    "find": _find,
+    "record_retrieval": _count,
+}
 
 
 async def measure(bench: Bench) -> list[Finding]:

@@ -42,7 +42,8 @@ RECIPES = (
         "langchain",
         ("langchain-postgres==0.0.19", "sqlalchemy==2.1.9", "asyncpg==0.32.0"),
         ("langchain-postgres", "sqlalchemy", "asyncpg", "pgvector"),
-        "HNSWIndex, HNSWQueryOptions(ef_search=100), a metadata column for the tenant with an index",
+        "PGEngine.from_engine, HNSWIndex, HNSWQueryOptions(ef_search=100) unless the login has it set, "
+        "a metadata column for the tenant with an index",
     ),
     Recipe(
         "LlamaIndex PGVectorStore",
