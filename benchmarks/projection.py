@@ -72,7 +72,7 @@ def _slower(built: Sequence[Finding], rows: float) -> float:
         return 1.0
     (small, fast), (large, slow) = graphs[-2:]
     power = math.log(fast / slow) / math.log(large / small)
-    return max((rows / large) ** power, 1.0)
+    return max(float((rows / large) ** power), 1.0)
 
 
 def _tenants(results: Results) -> list[tuple[int, str]]:

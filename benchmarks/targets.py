@@ -195,17 +195,26 @@ def _import(results: Results) -> Verdict | None:
     return Verdict(f"{found[0].values['ratio']:.2f}", found[0].values["ratio"] < 2) if found else None
 
 
+def _tenfold(small: Finding, large: Finding) -> float:
+    """Return how many times as long the larger takes, for each ten times the rows."""
+    tenfolds = math.log10(int(large.case["rows"]) / int(small.case["rows"]))
+    return float((large.values["p50_ms"] / small.values["p50_ms"]) ** (1 / tenfolds))
+
+
 def _growth(what: str) -> Callable[[Results], Verdict | None]:
     def judge(results: Results) -> Verdict | None:
         found = results.of(growth.NAME, OURS, what=what)
-        steps: list[float] = []
-        for tenant in dict.fromkeys((one.case.get("tenant"), one.case.get("how")) for one in found):
-            line = [one for one in found if (one.case.get("tenant"), one.case.get("how")) == tenant]
-            for small, large in pairwise(line):
-                tenfolds = math.log10(int(large.case["rows"]) / int(small.case["rows"]))
-                steps.append((large.values["p50_ms"] / small.values["p50_ms"]) ** (1 / tenfolds))
-        shown = ", ".join(f"{step:.2f}" for step in steps)
-        return Verdict(f"{shown} for each ten times", max(steps) <= 1.3) if steps else None
+        lines: dict[str, list[Finding]] = {}
+        for one in found:
+            whose = [str(one.case["how"])] if "how" in one.case else []
+            said = [f"{one.case['tenant']:,}", *whose] if "tenant" in one.case else []
+            lines.setdefault(" ".join(said), []).append(one)
+        steps = {name: [_tenfold(*pair) for pair in pairwise(line)] for name, line in lines.items()}
+        shown = [
+            (f"{name}: " if name else "") + ", ".join(f"{step:.2f}" for step in each) for name, each in steps.items()
+        ]
+        worst = max((step for each in steps.values() for step in each), default=None)
+        return Verdict(f"{'; '.join(shown)} for each ten times", worst <= 1.3) if worst is not None else None
 
     return judge
 
