@@ -146,7 +146,8 @@ def test_a_measure_that_was_made_with_other_things_is_made_again(tmp_path: Path)
     assert made.done("search")
     assert made.collect(["search", "overhead"], {}).findings == found
     assert made.collect(["search"], {}).environment["measures"] == {"search": when}
-    for others in ({"commit": "b"}, {"size": "small"}, {"peers": {"mem0": {}}}):
+    changes: tuple[dict[str, object], ...] = ({"commit": "b"}, {"size": "small"}, {"peers": {"mem0": {}}})
+    for others in changes:
         other = Store(tmp_path, {"size": "smoke", "commit": "a", "peers": {}, **others})
         assert not other.done("search")
         assert other.collect(["search"], {}).findings == []
