@@ -1,7 +1,7 @@
 """Faults that people make on a live database, each as the SQL that makes it and what the doctor says of it."""
 
 from faults.drift import DRIFT
-from faults.fault import Fault
+from faults.fault import Fault, spoken_since
 from faults.functions import FUNCTIONS
 from faults.grants import GRANTS
 from faults.keys import KEYS
@@ -14,7 +14,7 @@ from faults.tables import TABLES
 from faults.triggers import TRIGGERS
 from faults.views import VIEWS
 
-__all__ = ["FAULTS", "Fault"]
+__all__ = ["FAULTS", "Fault", "spoken_since"]
 
 FAULTS = [
     *TABLES,

@@ -1,5 +1,6 @@
 """What a fault is, and what several of them are made of."""
 
+import re
 from dataclasses import dataclass
 
 TENANT = "org_id = NULLIF(current_setting('app.current_org_id', true), '')::uuid"
@@ -32,6 +33,13 @@ class Fault:
 
     def __str__(self) -> str:
         return f"{self.code}: {self.object}"
+
+
+def spoken_since(sql: str) -> int:
+    """Return the Postgres version whose words these are, where older ones that we run on do not know them; else 0."""
+    if "SET EXPRESSION" in sql:
+        return 17
+    return 16 if re.search(r"\bWITH (ADMIN TRUE|INHERIT FALSE)", sql) else 0
 
 
 def made(table: str) -> str:

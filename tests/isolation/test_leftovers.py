@@ -1,6 +1,7 @@
 """Rules 4, 5 and 7 against a service's own raw SQL: what outlives a transaction, and what ends one unnoticed."""
 
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from uuid import UUID
 
 import pytest
@@ -84,24 +85,28 @@ async def test_rule_7_a_role_that_was_taken_for_the_session_does_not_serve_the_n
 ) -> None:
     """A login that may step into ibex_platform, and a SET ROLE that forgot its LOCAL."""
     cluster = shared.cluster
-    admin = create_async_engine(cluster.url(shared.name).set(drivername="postgresql+asyncpg"))
-    async with admin.begin() as connection:
-        if int((await connection.execute(text("SHOW server_version_num"))).scalar_one()) < 160000:
-            pytest.skip("GRANT ... WITH INHERIT FALSE is of Postgres 16")
-        await connection.execute(text("CREATE ROLE stepper LOGIN PASSWORD 'steps' IN ROLE ibex_app"))
-        await connection.execute(text("GRANT ibex_platform TO stepper WITH INHERIT FALSE"))
-    try:
-        async with Database(cluster.url(shared.name).set(username="stepper", password="steps"), settings=ONE) as db:
+    async with AsyncExitStack() as exits:
+        admin = create_async_engine(cluster.url(shared.name).set(drivername="postgresql+asyncpg"))
+        exits.push_async_callback(admin.dispose)
+        async with admin.begin() as connection:
+            if int((await connection.execute(text("SHOW server_version_num"))).scalar_one()) < 160000:
+                pytest.skip("GRANT ... WITH INHERIT FALSE is of Postgres 16")
+            await connection.execute(text("CREATE ROLE stepper LOGIN PASSWORD 'steps' IN ROLE ibex_app"))
+            await connection.execute(text("GRANT ibex_platform TO stepper WITH INHERIT FALSE"))
+        exits.push_async_callback(_execute, admin, "DROP ROLE stepper")
+        url = cluster.url(shared.name).set(username="stepper", password="steps")
+        async with Database(url, settings=ONE) as db:
             async with db.tenant(b) as session:
                 await session.execute(text("SET ROLE ibex_platform"))
                 assert {a, b} <= set((await session.execute(_ORGS)).scalars()), "the control: it sees both"
 
             async with db.tenant(a) as session:
                 assert set((await session.execute(_ORGS)).scalars()) == {a}
-    finally:
-        async with admin.begin() as connection:
-            await connection.execute(text("DROP ROLE stepper"))
-        await admin.dispose()
+
+
+async def _execute(engine: AsyncEngine, statement: str) -> None:
+    async with engine.begin() as connection:
+        await connection.execute(text(statement))
 
 
 @pytest.mark.parametrize(
