@@ -1,7 +1,5 @@
 """One remember_many of many: does the process's memory stay flat while they pass?
 
-    python -m benchmarks.measures.streaming DSN TENANT ROWS
-
 The process is one of its own, where nothing has grown yet: the measures before have filled the harness's arenas.
 """
 
@@ -27,6 +25,7 @@ NAME = "streaming"
 
 _DATABASE = "bench_streaming"
 _BATCH = 1_000
+_RUN = "import sys; from benchmarks.measures.streaming import run; run(*sys.argv[1:])"
 _STATM = Path("/proc/self/statm")
 
 
@@ -41,7 +40,7 @@ async def measure(bench: Bench) -> list[Finding]:
         await drop_vector_index(connection)
     address = dsn(bench.cluster.url(_DATABASE, user=SERVICE_LOGIN))
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "benchmarks.measures.streaming", address, str(tenant.number), str(rows)),
+        *(sys.executable, "-c", _RUN, address, str(tenant.number), str(rows)),
         cwd=Path(__file__).parents[2],
         stdout=asyncio.subprocess.PIPE,
     )
@@ -67,8 +66,12 @@ async def measure(bench: Bench) -> list[Finding]:
     return [Finding(NAME, OURS, {"rows": rows}, values)]
 
 
-async def stream(dsn: str, tenant: Tenant, rows: int) -> None:
-    """Pass so many, and print this process's size before the first and after each batch."""
+def run(dsn: str, tenant: str, rows: str) -> None:
+    """Pass so many memories of a tenant, and print this process's size before the first and after each batch."""
+    asyncio.run(_stream(dsn, Tenant(int(tenant), 0, 0), int(rows)))
+
+
+async def _stream(dsn: str, tenant: Tenant, rows: int) -> None:
 
     def note(_done: int) -> None:
         print(resident(), flush=True)
@@ -93,7 +96,3 @@ def _drafts(tenant: Tenant, rows: int) -> Iterator[MemoryDraft]:
         vectors = clustered(_BATCH, first)
         for at in range(min(_BATCH, rows - first)):
             yield ours.draft(tenant, content(first + at), vectors[at])
-
-
-if __name__ == "__main__":
-    asyncio.run(stream(sys.argv[1], Tenant(int(sys.argv[2]), 0, 0), int(sys.argv[3])))
