@@ -22,7 +22,6 @@ import random
 import re
 import statistics
 import time
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -177,7 +176,7 @@ async def ask_all(
     done = step(len(asked))
     await cluster.drop_database(DATABASE)
     await cluster.create_database(DATABASE)
-    answers: dict[str, list[Answer]] = defaultdict(list)
+    answers: dict[str, list[Answer]] = {mode: [] for mode in MODES}
     async with cluster.database(DATABASE) as database:
         await database.upgrade()
         org_id, agents = await load(database, folder, turns)
