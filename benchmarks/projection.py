@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 
 from benchmarks.markdown import table
+from benchmarks.measures.growth import tenfold
 from benchmarks.results import OURS, Finding, Results
 from benchmarks.sizes import SIZES
 
@@ -36,13 +37,13 @@ def projection(results: Results) -> str:
     partitions = next((count for count in _PARTITION_CHOICES if count >= needed), _PARTITION_CHOICES[-1])
     workers = SIZES[str(results.environment["size"])].build_workers
     builders = f"{workers + 1} cores" if workers else "one core"
-    hours = BILLION / values["build_rows_per_s"] / 3600
+    hours = _hours(values["build_rows_per_s"])
     slower = _slower(built, BILLION / partitions)
     lines += [
         [
             "writing without the vector index",
             f"{values['written_per_s']:,.0f} a second",
-            _hours(values["written_per_s"]),
+            f"{_hours(values['written_per_s']):,.0f} hours of one client",
         ],
         [
             "building the vector index",
@@ -59,8 +60,8 @@ def projection(results: Results) -> str:
     return table(["", f"measured at {rows:,}", "at 1,000,000,000"], lines)
 
 
-def _hours(per_s: float) -> str:
-    return f"{BILLION / per_s / 3600:,.0f} hours of one client"
+def _hours(per_s: float) -> float:
+    return BILLION / per_s / 3600
 
 
 def _slower(built: Sequence[Finding], rows: float) -> float:
@@ -83,9 +84,7 @@ def _tenants(results: Results) -> list[tuple[int, str]]:
 def _searches(results: Results, rows: int, tenant: int, how: str) -> list[str]:
     of = results.of("growth", OURS, what="search", tenant=tenant)
     found = [one for one in of if one.case.get("how", "") == how]
-    smallest, largest = found[0], found[-1]
-    tenfolds = math.log10(rows / int(smallest.case["rows"]))
-    each = max((largest.values["p50_ms"] / smallest.values["p50_ms"]) ** (1 / tenfolds), 1.0)
+    each = max(tenfold(found[0], found[-1]), 1.0)
     ahead = math.log10(BILLION / rows)
     return [
         f"search in a tenant of {tenant:,}" + (f", {how}" if how else ""),

@@ -97,7 +97,7 @@ class Store:
     def done(self, measure: str) -> bool:
         """Tell whether a measure was made with the same things."""
         path = self._path(measure)
-        return path.exists() and json.loads(path.read_text(encoding="utf-8"))["environment"]["with"] == self._made_with
+        return path.exists() and Results.read(path).environment.get("with") == self._made_with
 
     def keep(self, measure: str, findings: Sequence[Finding], moment: Mapping[str, Any]) -> None:
         """Keep a measure's findings and when it was made, whole or not at all."""

@@ -1,6 +1,5 @@
 """What should be reached, and whether it was: the bounds that the design sets, beside what one run measured."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -195,12 +194,6 @@ def _import(results: Results) -> Verdict | None:
     return Verdict(f"{found[0].values['ratio']:.2f}", found[0].values["ratio"] < 2) if found else None
 
 
-def _tenfold(small: Finding, large: Finding) -> float:
-    """Return how many times as long the larger takes, for each ten times the rows."""
-    tenfolds = math.log10(int(large.case["rows"]) / int(small.case["rows"]))
-    return float((large.values["p50_ms"] / small.values["p50_ms"]) ** (1 / tenfolds))
-
-
 def _growth(what: str) -> Callable[[Results], Verdict | None]:
     def judge(results: Results) -> Verdict | None:
         found = results.of(growth.NAME, OURS, what=what)
@@ -209,7 +202,7 @@ def _growth(what: str) -> Callable[[Results], Verdict | None]:
             whose = [str(one.case["how"])] if "how" in one.case else []
             said = [f"{one.case['tenant']:,}", *whose] if "tenant" in one.case else []
             lines.setdefault(" ".join(said), []).append(one)
-        steps = {name: [_tenfold(*pair) for pair in pairwise(line)] for name, line in lines.items()}
+        steps = {name: [growth.tenfold(*pair) for pair in pairwise(line)] for name, line in lines.items()}
         shown = [
             (f"{name}: " if name else "") + ", ".join(f"{step:.2f}" for step in each) for name, each in steps.items()
         ]

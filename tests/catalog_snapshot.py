@@ -24,9 +24,14 @@ _SNAPSHOT = """
     UNION ALL
     -- That a parent's is validated is what counts: before Postgres 18 nothing tells its children for each partition
     -- that it refers to, which nobody reads.
-    SELECT 'constraint', rel.relname || '.' || k.conname, replace(pg_get_constraintdef(k.oid), ' NOT VALID', ''),
-           CASE WHEN k.conparentid = 0 THEN k.convalidated::text END
+    SELECT 'constraint', rel.relname || '.' || k.conname,
+           CASE WHEN told THEN definition ELSE replace(definition, ' NOT VALID', '') END,
+           CASE WHEN told THEN k.convalidated::text END
       FROM rel JOIN pg_constraint k ON k.conrelid = rel.oid
+      CROSS JOIN LATERAL (
+        SELECT pg_get_constraintdef(k.oid) AS definition,
+               k.conparentid = 0 OR current_setting('server_version_num')::int >= 180000 AS told
+      ) AS said
     UNION ALL
     SELECT 'index', i.indexrelid::regclass::text, pg_get_indexdef(i.indexrelid), concat_ws(' ', indisvalid, indisready)
       FROM rel JOIN pg_index i ON i.indrelid = rel.oid

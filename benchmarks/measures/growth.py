@@ -1,5 +1,6 @@
 """Cost as the table grows: the same tenants in tables of several sizes, side by side on one server."""
 
+import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import Literal
@@ -34,6 +35,12 @@ async def measure(bench: Bench) -> list[Finding]:
         found += await search(bench, NAME, tables, walks, "rows", whose=ANOTHER)
         found += await _compare(bench, tables, "remember", None, {one.rows: _remember(bench, one) for one in tables})
     return found
+
+
+def tenfold(small: Finding, large: Finding) -> float:
+    """Return how many times as long the larger table takes, for each ten times the rows."""
+    tenfolds = math.log10(int(large.case["rows"]) / int(small.case["rows"]))
+    return float((large.values["p50_ms"] / small.values["p50_ms"]) ** (1 / tenfolds))
 
 
 def _building(one: Table) -> Finding:
