@@ -53,22 +53,18 @@ async def audit(connection: AsyncConnection) -> Report:
     return await connection.run_sync(examine)
 
 
-async def driver(connection: AsyncConnection) -> asyncpg.Connection:
-    raw = (await connection.get_raw_connection()).driver_connection
-    assert isinstance(raw, asyncpg.Connection)
-    return raw
-
-
 async def seed(connection: AsyncConnection, script: str) -> None:
     """Make a fault; skip where this server does not know its words.  A remedy must be in words that it knows."""
-    if (await driver(connection)).get_server_version().major < (since := spoken_since(script)):
+    version = int((await connection.exec_driver_sql("SHOW server_version_num")).scalar_one())
+    if version // 10_000 < (since := spoken_since(script)):
         pytest.skip(f"these words are of Postgres {since}")
     await run(connection, script)
 
 
 async def run(connection: AsyncConnection, script: str) -> None:
     """Run a script as psql would, in the transaction that is open."""
-    raw = await driver(connection)
+    raw = (await connection.get_raw_connection()).driver_connection
+    assert isinstance(raw, asyncpg.Connection)
     await raw.execute(script)
     await raw.execute("RESET ROLE")
 
