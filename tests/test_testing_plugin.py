@@ -35,6 +35,7 @@ LOOPS = {
     "anyio, beside asyncio": (ANYIO, STRICT),
     "anyio, alone": (ANYIO, ("-p", "no:asyncio")),
 }
+_QUICK = {"asyncio, auto", "anyio, alone"}
 SERVICE = """
 from ibex_db import AgentRepository, MemoryRepository, OrganizationRepository, TokenKind, UserRole
 
@@ -101,7 +102,9 @@ def test_the_pages_tests_run_as_written(service: pytest.Pytester) -> None:
     _run(service, *STRICT).assert_outcomes(passed=1)
 
 
-@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize(
+    "loop", [pytest.param(loop, marks=() if loop in _QUICK else pytest.mark.long) for loop in LOOPS]
+)
 def test_the_fixtures_work_in_the_tests_own_loop(service: pytest.Pytester, loop: str) -> None:
     head, options = LOOPS[loop]
     service.makepyfile(head + SERVICE)
