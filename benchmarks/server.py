@@ -50,6 +50,9 @@ PARTITIONS = 16
 EF_CONSTRUCTION = 200
 """As the migration declares the vector index."""
 
+_FILES = """SELECT current_setting('data_directory') || '/base/' || oid
+    FROM pg_database WHERE datname = current_database()"""
+
 _HNSW = (
     "CREATE INDEX memories_embedding_hnsw ON ibex_core.memories USING hnsw (embedding vector_cosine_ops) "
     "WITH (m = 16, ef_construction = {})"
@@ -228,9 +231,8 @@ async def read_through(cluster: Cluster, database: str) -> None:
     the one that was loaded last from memory, and that would be taken for a difference of theirs.
     """
     async with superuser(cluster, database) as connection:
-        folder = Path(str(await connection.fetchval("SHOW data_directory")))
-        ident = await connection.fetchval("SELECT oid::text FROM pg_database WHERE datname = current_database()")
-    await asyncio.to_thread(_read, folder / "base" / str(ident))
+        folder = str(await connection.fetchval(_FILES))
+    await asyncio.to_thread(_read, Path(folder))
 
 
 def _read(folder: Path) -> None:

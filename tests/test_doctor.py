@@ -8,6 +8,7 @@ import asyncpg
 import pytest
 import pytest_asyncio
 from faults import FAULTS, Fault, spoken_since
+from quick import parametrize
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from ibex_db import Agent, Database, Memory, MemoryCategory, MemoryTag, Organization
@@ -93,14 +94,10 @@ async def test_a_database_with_rows_has_no_findings(ibex_db: Database) -> None:
 
 
 # The first of each code; the others are the same fault elsewhere.
-_QUICK = {fault.code: fault for fault in reversed(FAULTS)}
+_QUICK = {fault.code: fault for fault in reversed(FAULTS)}.values()
 
 
-@pytest.mark.parametrize(
-    "fault",
-    [pytest.param(fault, marks=() if fault is _QUICK[fault.code] else pytest.mark.long) for fault in FAULTS],
-    ids=str,
-)
+@parametrize("fault", FAULTS, quick=_QUICK, ids=str)
 async def test_a_fault_is_found_and_the_printed_sql_mends_it(admin: AsyncConnection, fault: Fault) -> None:
     await seed(admin, fault.sql)
 

@@ -12,6 +12,7 @@ from uuid import uuid4
 import asyncpg
 import pytest
 from live_load import Load, organizations
+from quick import parametrize
 
 from ibex_db import EngineSettings, Migrator, Revision
 from ibex_db_core.provisioning import Cluster
@@ -90,9 +91,7 @@ async def dropped(ibex_cluster: Cluster) -> AsyncIterator[list[str]]:
 _QUICK = {"memory_0001", REVISIONS[-2]}
 
 
-@pytest.mark.parametrize(
-    "revision", [pytest.param(step, marks=() if step in _QUICK else pytest.mark.long) for step in REVISIONS]
-)
+@parametrize("revision", REVISIONS, quick=_QUICK)
 async def test_up_from_each_state_and_down_to_it_again_under_load(
     ladder: Ladder, dropped: list[str], revision: str
 ) -> None:

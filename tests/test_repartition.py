@@ -16,6 +16,7 @@ import asyncpg
 import pytest
 from catalog_snapshot import snapshot
 from live_load import Load, organizations
+from quick import parametrize
 from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
@@ -198,9 +199,7 @@ _STAGES = ("making", "copied", "building memories_embedding", "comparing", "taki
 _QUICK = {"copied", "taking"}  # rows half copied, names half exchanged
 
 
-@pytest.mark.parametrize(
-    "stage", [pytest.param(stage, marks=() if stage in _QUICK else pytest.mark.long) for stage in _STAGES]
-)
+@parametrize("stage", _STAGES, quick=_QUICK)
 async def test_killed_in_any_stage_the_next_run_goes_on(made: Made, stage: str) -> None:
     url, db = await made(2)
     orgs = await organizations(db)

@@ -6,6 +6,7 @@ from pathlib import Path
 from textwrap import dedent
 
 import pytest
+from quick import parametrize
 
 from ibex_db_core.provisioning import Cluster
 from ibex_db_core.testing import URL_VARIABLE
@@ -102,9 +103,7 @@ def test_the_pages_tests_run_as_written(service: pytest.Pytester) -> None:
     _run(service, *STRICT).assert_outcomes(passed=1)
 
 
-@pytest.mark.parametrize(
-    "loop", [pytest.param(loop, marks=() if loop in _QUICK else pytest.mark.long) for loop in LOOPS]
-)
+@parametrize("loop", LOOPS, quick=_QUICK)
 def test_the_fixtures_work_in_the_tests_own_loop(service: pytest.Pytester, loop: str) -> None:
     head, options = LOOPS[loop]
     service.makepyfile(head + SERVICE)

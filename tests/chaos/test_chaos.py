@@ -210,7 +210,6 @@ class Day:
             try:
                 await (day.storm.rage(seconds) if faults else asyncio.sleep(seconds))
                 if faults:
-                    sea.network.resume()
                     await day.migrated()
             finally:
                 sea.network.resume()
@@ -224,7 +223,7 @@ class Day:
         """Wait for a first way down and up: on a busy machine every one may have been broken off by the faults."""
         with suppress(TimeoutError):  # what is missing is asserted
             async with asyncio.timeout(_HEALED_SECONDS):
-                while not (self.sweeps.done["revisions taken back"] and self.sweeps.done["revisions brought"]):  # noqa: ASYNC110
+                while not (self.sweeps.done["revisions taken back"] and self.sweeps.done["revisions brought"]):  # noqa: ASYNC110 - a count
                     await asyncio.sleep(0.1)
 
     async def wrong(self, sea: Sea) -> list[str]:
